@@ -1,0 +1,182 @@
+"""What a stage is: a frozen config that builds, on the worker, a callable from tables to a table.
+
+A `Step` binds a config to the steps whose tables it reads; a run is a tuple of steps in order. The config
+travels, the model is born on the worker. Nothing here knows Ray, torch or speech.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+def runtime_field(default: Any) -> Any:
+    """A config field that may change speed, never numbers (device, batch size): left out of the stage hash."""
+    return field(default=default, metadata={"identity": False})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one actor of a pool asks of the cluster, and how many actors there are. Never in a stage hash."""
+
+    num_actors: int = 1
+    """Actors in the pool, fixed for the run."""
+    num_cpus: float = 1.0
+    """Logical CPUs per actor; also the number of torch threads (at least 1)."""
+    num_gpus: float = 0.0
+    """GPUs per actor; fractions share one."""
+    memory_bytes: int = 0
+    """Host memory that the scheduler reserves per actor; 0 reserves none."""
+    label_selector: Mapping[str, str] = field(default_factory=dict)
+    """Node labels that an actor needs, for example {"role": "first-pass"}."""
+
+
+@dataclass(slots=True)
+class Costs:
+    """Counters and seconds of one shard in one stage; they travel in the receipt, outside equality and hashes."""
+
+    counters: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Adds to a counter, for example `llm_calls` or `tokens_scored`."""
+        self.counters[name] = self.counters.get(name, 0) + int(amount)
+
+    def peak(self, name: str, amount: int) -> None:
+        """Keeps the largest value seen, for example `peak_logits_bytes`."""
+        self.counters[name] = max(self.counters.get(name, 0), int(amount))
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the wall seconds of the block to `seconds[name]` (load, decode, search, llm, ...)."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Stage(Protocol):
+    """A built stage: the rows of its first table in, the same rows in the same order out."""
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """One shard.
+
+        Args:
+            tables: One table per input of the step, in the step's order, each with the columns that the
+                config's `READS` names for it and the same `utterance_id` column.
+            costs: Where the stage counts its work.
+
+        Returns:
+            A table that `schema.conform` accepts for the config's `WRITES`.
+
+        Raises:
+            OSError, RuntimeError: faults of the world; the shard is retried, nothing is committed.
+        """
+        ...
+
+
+@runtime_checkable
+class StageConfig(Protocol):
+    """A frozen, keyword-only, slotted dataclass with these class attributes and methods."""
+
+    NAME: ClassVar[str]
+    """Short name of the stage kind, for example "ctc"; stands in paths."""
+    STAGE_VERSION: ClassVar[int]
+    """Raised whenever the same config and inputs give other outputs."""
+    READS: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Table name -> columns besides `utterance_id` that change the outputs; nothing else is handed in."""
+    WRITES: ClassVar[str]
+    """Table name, a key of `schema.TABLES`."""
+    resources: Resources
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of everything outside the config that changes numbers: model files, tokenizer, catalogue.
+
+        Raises:
+            ValueError: a file that the config names is missing or refused, naming it.
+        """
+        ...
+
+    def build(self) -> Stage:
+        """Loads the model, on the worker."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A stage in a run: its config, and the steps whose tables it reads."""
+
+    name: str
+    """Unique in the run, for example "first_pass" or "lm_scores"."""
+    config: StageConfig
+    inputs: tuple["Step", ...] = ()
+    """Parents in the order of the stage's arguments. Empty for a corpus, whose table is written by `prepare`."""
+
+
+def identity(config: Any) -> Any:
+    """The part of a config that changes numbers, as plain JSON values.
+
+    Dataclasses become {"type": name, field: value}; fields made by `runtime_field` and `resources` are left out.
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {
+            f.name: identity(getattr(config, f.name))
+            for f in dataclasses.fields(config)
+            if f.metadata.get("identity", True) and f.name != "resources"
+        }
+        return {"type": type(config).__name__, **fields}
+    if isinstance(config, Mapping):
+        return {str(key): identity(config[key]) for key in sorted(config)}
+    if isinstance(config, (list, tuple)):
+        return [identity(value) for value in config]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    raise ValueError(f"a config field holds a {type(config).__name__}; use plain values, tuples and dataclasses")
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNodes:
+    """New nodes for one session of a `TreeScorer`, parents before children.
+
+    Args:
+        tokens: (n,) int32 token ids.
+        parents: (n,) int32 indices into all nodes of the session, counted from its opening;
+            -1 is the prefix. A new node may name another new node that stands before it.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    parents: npt.NDArray[np.int32]
+
+
+class TreeScorer(Protocol):
+    """A causal LM that is asked for new nodes of token trees, incrementally; never scores a node twice.
+
+    Local object or proxy to another pool; a session stays with one LLM actor, and the client of an actor that
+    died opens again and extends by the same nodes.
+    """
+
+    def open(self, prefixes: Sequence[npt.NDArray[np.int32]]) -> list[int]:
+        """Opens a session per prefix of tokens (may be empty) and returns their handles."""
+        ...
+
+    def extend(
+        self, sessions: Sequence[int], nodes: Sequence[TreeNodes]
+    ) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+        """Scores new nodes of many sessions in as few forward passes as fit.
+
+        Returns:
+            Per session two (n,) float64 arrays in nats: log P(token | path above it), and
+            log P(end of sequence | path down to the token).
+        """
+        ...
+
+    def close(self, sessions: Sequence[int]) -> None:
+        """Forgets sessions and their caches."""
+        ...
