@@ -9,11 +9,16 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+
+GATHERED: Final = frozenset({"fits", "results"})
+"""Tables with one artefact per run instead of one per shard: their stages read all shards of some splits at once,
+in the driver, as a barrier. Their configs have one more field, `splits: tuple[str, ...]`."""
 
 
 def runtime_field(default: Any) -> Any:
