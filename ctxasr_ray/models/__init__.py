@@ -1,0 +1,1 @@
+"""A checkpoint -> something that steps or scores."""
