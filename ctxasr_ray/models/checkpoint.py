@@ -292,7 +292,6 @@ def _hub_listing(model: str, revision: str | None) -> tuple[str, list[str]]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
-        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -310,7 +309,7 @@ def _hub_listing(model: str, revision: str | None) -> tuple[str, list[str]]:
         raise ValueError(f"model '{model}' has no revision '{revision}' on the hub.") from error
     except RepositoryNotFoundError as error:
         raise ValueError(f"{nothing} that you may read; check the spelling, or run `hf auth login`.") from error
-    except (OSError, HTTPError) as unreachable:
+    except Exception as unreachable:  # the hub's transport errors (httpx) share no base class but this
         try:
             cached = Path(snapshot_download(model, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, ValueError):
