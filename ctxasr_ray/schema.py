@@ -110,7 +110,9 @@ HYPOTHESIS_ERRORS: Final = pa.struct(
         _required("normaliser", pa.string()),
         _required("word_class", pa.string()),  # all, biased, unbiased, rare, keyword
         pa.field("reference_length", pa.int32()),  # null: no reference, no errors
+        pa.field("alignment", pa.string()),  # costs of the alignment: unit or nist; null where none was made
         pa.field("errors", pa.list_(pa.int32())),  # one per hypothesis
+        pa.field("substitutions", pa.list_(pa.int32())),  # with num_units they give deletions and insertions
         pa.field("num_units", pa.list_(pa.int32())),  # length of each hypothesis in units, for the length bonus
         pa.field("true_positives", pa.list_(pa.int32())),  # keywords only
         pa.field("false_positives", pa.list_(pa.int32())),
@@ -146,6 +148,7 @@ ERROR_COUNT: Final = pa.struct(
         _required("unit", pa.string()),
         _required("normaliser", pa.string()),
         _required("word_class", pa.string()),
+        _required("alignment", pa.string()),  # costs of the alignment: unit or nist
         *_COUNTS,
     ]
 )
