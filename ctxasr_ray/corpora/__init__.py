@@ -1,0 +1,1 @@
+"""recordings and text -> UTTERANCES."""
