@@ -1,5 +1,6 @@
 """Noise of several colours at an exact signal-to-noise ratio."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -44,11 +45,11 @@ def babble(voices: Sequence[Samples], num_samples: int) -> Samples:
 
 def add_noise(speech: Samples, noise: Samples, snr_db: float) -> Samples:
     """Adds noise so that speech power over noise power, both over the whole recording, is the ratio asked for."""
-    scale = np.sqrt(float(np.mean(np.square(speech, dtype=np.float64))) / 10 ** (snr_db / 10))
-    return (speech + scale * unit_power(noise)).astype(np.float32)
+    scale = math.sqrt(float(np.mean(np.square(speech, dtype=np.float64))) / 10 ** (snr_db / 10))
+    return np.asarray(speech + scale * unit_power(noise), np.float32)
 
 
 def unit_power(samples: Samples) -> Samples:
     """Scales to a mean square of 1; silence stays silence."""
     power = float(np.mean(np.square(samples, dtype=np.float64)))
-    return np.asarray(samples / np.sqrt(power), np.float32) if power > 0 else samples
+    return np.asarray(samples / math.sqrt(power), np.float32) if power > 0 else samples

@@ -112,7 +112,7 @@ def sentence(seed: int, split: str, index: int) -> Sentence:
 
 
 def phrase(kind: str, rng: random.Random, names: Lexicon) -> str:
-    """Draws one rare phrase as it may be spoken: a full name, a surname, a town of one or two words..."""
+    """Draws one rare phrase as it may be spoken: a full name, a surname, a town, a brand or a drug."""
     if kind == "person":
         rare = rng.random() < RARE_FIRST_NAMES
         first = pick(rng, names.names["first"]) if rare else _word("first", rng)

@@ -32,10 +32,10 @@ VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
     "test": listed("f2 m3 Alicia Andy max steph linda paul gustave john Gene quincy belinda travis boris"),
     "dev": listed("f4 m5 Annie norbert zac shelby ian klatt6"),
     "train": listed(
-        "f1 f3 f5 m1 m2 m4 m6 m7 m8 Alex Andrea Denis Diogo Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen "
-        "Reed RicishayMax RicishayMax2 RicishayMax3 Storm Tweaky adam anika announcer antonio aunty benjamin caleb david ed "
-        "edward edward2 grandma grandpa iven iven2 iven3 iven4 klatt klatt2 klatt3 klatt4 marcelo michel miguel mike2 "
-        "pablo pedro rob robert sandro victor"
+        "f1 f3 f5 m1 m2 m4 m6 m7 m8 Alex Andrea Denis Diogo Henrique Hugo Jacky Lee Marco Mario Michael Mike "
+        "Nguyen Reed RicishayMax RicishayMax2 RicishayMax3 Storm Tweaky adam anika announcer antonio aunty "
+        "benjamin caleb david ed edward edward2 grandma grandpa iven iven2 iven3 iven4 klatt klatt2 klatt3 "
+        "klatt4 marcelo michel miguel mike2 pablo pedro rob robert sandro victor"
     ),
 }
 """Split -> timbres. A timbre belongs to one split, so that a speaker of test is new in more than pitch and rate."""
