@@ -1,0 +1,1 @@
+"""RESULTS, COSTS, transcripts -> markdown, figures, one self-contained HTML page, pandas loaders."""

@@ -1,0 +1,198 @@
+"use strict";
+// Sorts and filters tables, and shows changed utterances. Text from the run is set as text, never as HTML.
+(() => {
+  const numeric = (cell) => (cell === "" ? NaN : Number(cell));
+
+  function compare(a, b, sign) {
+    if (a === "" || b === "") return (a === "") - (b === ""); // missing values stay last either way
+    const x = numeric(a), y = numeric(b);
+    return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, undefined, { numeric: true }) : x - y);
+  }
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+      const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
+      const body = table.tBodies[0];
+      const rows = [...body.rows].map((row) => [row.cells[column].dataset.v, row]);
+      rows.sort((a, b) => compare(a[0], b[0], sign));
+      body.append(...rows.map((pair) => pair[1]));
+    }));
+  }
+
+  for (const input of document.querySelectorAll("input[data-filter]")) {
+    const rows = [...document.getElementById(input.dataset.filter).tBodies[0].rows];
+    const texts = rows.map((row) => row.textContent.toLowerCase());
+    const count = document.querySelector(`[data-count="${input.dataset.filter}"]`);
+    input.addEventListener("input", () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      rows.forEach((row, index) => {
+        row.hidden = !words.every((word) => texts[index].includes(word));
+        shown += row.hidden ? 0 : 1;
+      });
+      count.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
+    });
+  }
+
+  const data = JSON.parse(document.getElementById("changes").textContent);
+  if (!data.utterances.length) return;
+  const PAGE = 25;
+  const at = (id) => document.getElementById(id);
+  const [from, to, show, split, order, search] = ["system-a", "system-b", "show", "split", "order", "search"].map(at);
+  let limit = PAGE;
+
+  function element(tag, name, text) {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function options(select, names, chosen) {
+    names.forEach((name, index) => {
+      const option = element("option", "", name);
+      option.value = select === split ? name : String(index);
+      select.append(option);
+    });
+    if (chosen !== undefined) select.value = String(chosen);
+  }
+
+  const same = (a, b) =>
+    a.heard.every((word, index) => word === b.heard[index]) &&
+    a.inserted.length === b.inserted.length &&
+    a.inserted.every((pair, index) => pair[0] === b.inserted[index][0] && pair[1] === b.inserted[index][1]);
+
+  const errorsIn = (number) => `${number} ${number === 1 ? "error" : "errors"}`;
+  const haystack = new Map(data.utterances.map((u) =>
+    [u, [u.id, u.split, u.speaker, u.reference, ...u.tags, ...u.systems.map((s) => s.text)].join(" ").toLowerCase()]));
+
+  function wanted(u, a, b) {
+    const gain = a.errors - b.errors;
+    const kinds = {
+      changed: () => !same(a, b), better: () => gain > 0, worse: () => gain < 0,
+      wrong: () => b.errors > 0, failed: () => Boolean(a.error || b.error), all: () => true,
+    };
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    return kinds[show.value]() && (!split.value || u.split === split.value) &&
+      words.every((word) => haystack.get(u).includes(word));
+  }
+
+  function word(aligned, reference, index) {
+    const heard = aligned.heard[index];
+    if (heard === null) return element("span", "w del", "\u2014");
+    return element("span", heard === reference ? "" : "w sub", heard);
+  }
+
+  function stack(cells, name) {
+    const made = element("span", name ? `stack ${name}` : "stack");
+    made.append(...cells);
+    return made;
+  }
+
+  // One column per reference word; columns without one hold insertions, those of both systems side by side.
+  function alignment(u, sides, names) {
+    const made = element("div", "aligned");
+    made.dir = "auto";
+    made.append(stack(["reference", ...names].map((name) => element("span", "", name)), "names"));
+    const inserted = sides.map((side) => {
+      const places = new Map();
+      for (const [place, text] of side.inserted) places.set(place, [...(places.get(place) || []), text]);
+      return places;
+    });
+    for (let index = 0; index <= u.words.length; index += 1) {
+      const extra = inserted.map((places) => places.get(index) || []);
+      for (let k = 0; k < Math.max(...extra.map((list) => list.length)); k += 1) {
+        made.append(stack([element("span", "none", "\u00b7"), ...extra.map((list) =>
+          (k < list.length ? element("span", "w ins", list[k]) : element("span", "none", "\u00b7")))]));
+      }
+      if (index < u.words.length) {
+        made.append(stack([element("span", "ref", u.words[index]), ...sides.map((side) => word(side, u.words[index], index))]));
+      }
+    }
+    return made;
+  }
+
+  function nbest(u) {
+    const made = element("details");
+    const best = u.nbest.rows.find((row) => row[0] === u.nbest.best);
+    made.append(element("summary", "", `N-best list (${u.nbest.size}); best: rank ${best[0] + 1} with ${errorsIn(best[2])}`));
+    const list = element("ul", "legend");
+    for (const [rank, text, errors] of u.nbest.rows) list.append(element("li", "", `${rank + 1}. ${text || "(empty)"} (${errors})`));
+    made.append(list);
+    return made;
+  }
+
+  function card(u, a, b) {
+    const made = element("article", "utterance");
+    const sides = a === b ? [u.systems[a]] : [u.systems[a], u.systems[b]];
+    const names = a === b ? [data.systems[a]] : [data.systems[a], data.systems[b]];
+    const head = element("header");
+    head.append(element("b", "", u.id), element("span", "", u.split));
+    if (u.speaker) head.append(element("span", "", u.speaker));
+    for (const tag of u.tags) head.append(element("span", "", tag));
+    const gain = u.systems[a].errors - u.systems[b].errors;
+    const counts = sides.map((side) => errorsIn(side.errors)).join(" \u2192 ");
+    head.append(element("span", gain > 0 ? "good" : gain < 0 ? "bad" : "", counts));
+    made.append(head);
+    if (u.audio) {
+      const audio = element("audio");
+      audio.controls = true;
+      audio.preload = "none";
+      audio.src = u.audio;
+      made.append(audio);
+    }
+    made.append(alignment(u, sides, names));
+    sides.forEach((side, index) => {
+      if (side.error) made.append(element("p", "note bad", `${names[index]}: ${side.error}`));
+    });
+    if (u.no_audio) made.append(element("p", "note", u.no_audio));
+    if (u.nbest) made.append(nbest(u));
+    return made;
+  }
+
+  function summary(a, b) {
+    if (a === b) return `Errors of ${data.systems[a]}.`;
+    const pair = data.pairs.find((p) => (p[0] === a && p[1] === b) || (p[0] === b && p[1] === a));
+    const [better, worse] = pair[0] === a ? [pair[2], pair[3]] : [pair[3], pair[2]];
+    return `Of ${data.num_scored.toLocaleString("en")} utterances, ${data.systems[b]} makes fewer errors than ` +
+      `${data.systems[a]} in ${better.toLocaleString("en")}, more in ${worse.toLocaleString("en")}, as many with other ` +
+      `words in ${pair[4].toLocaleString("en")}; ${pair[5].toLocaleString("en")} have the same words.`;
+  }
+
+  function draw() {
+    const a = Number(from.value), b = Number(to.value);
+    const one = a === b;
+    const found = data.utterances.filter((u) => wanted(u, one ? { heard: [], inserted: [], errors: 0 } : u.systems[a], u.systems[b]));
+    const gain = (u) => Math.abs(u.systems[a].errors - u.systems[b].errors);
+    const orders = {
+      change: (u, v) => (one ? v.systems[b].errors - u.systems[b].errors : gain(v) - gain(u)),
+      errors: (u, v) => v.systems[b].errors - u.systems[b].errors,
+      id: (u, v) => u.id.localeCompare(v.id, undefined, { numeric: true }),
+    };
+    found.sort(orders[order.value]);
+    at("pair-summary").textContent = summary(a, b);
+    at("utterance-count").textContent = `${Math.min(limit, found.length)} of ${found.length} shown that fit the choice ` +
+      `(this page holds ${data.utterances.length} of ${data.num_scored.toLocaleString("en")} utterances).`;
+    at("utterance-list").replaceChildren(...found.slice(0, limit).map((u) => card(u, a, b)));
+    at("more").hidden = found.length <= limit;
+    at("more").textContent = `Show ${Math.min(PAGE, found.length - limit)} more`;
+  }
+
+  options(from, data.systems, 0);
+  options(to, data.systems, data.systems.length - 1);
+  options(split, [...new Set(data.utterances.map((u) => u.split))]);
+  for (const control of [from, to, show, split, order, search]) {
+    control.addEventListener("input", () => {
+      limit = PAGE;
+      draw();
+    });
+  }
+  at("more").addEventListener("click", () => {
+    limit += PAGE;
+    draw();
+  });
+  draw();
+})();

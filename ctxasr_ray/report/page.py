@@ -1,0 +1,183 @@
+"""RESULTS, COSTS, transcripts -> a report folder: one self-contained HTML page, results.json, markdown, figures.
+
+Everything that comes from outside (transcripts, ids, names) is escaped by jinja2, escaped as JSON inside its script
+element, or set as text by the page's script; a content security policy admits that one script only.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from ctxasr_ray.report import cells as cell
+from ctxasr_ray.report import figures
+from ctxasr_ray.report.changes import Changes, most_changed
+from ctxasr_ray.report.costs import StepCost, by_step
+from ctxasr_ray.report.markdown import results_markdown
+from ctxasr_ray.report.tables import headlines, legend, lines, results_records
+
+_HERE: Final = Path(__file__).parent
+
+
+def write_report(
+    directory: Path,
+    *,
+    title: str,
+    results: pa.Table,
+    utterances: pa.Table,
+    transcripts: Mapping[str, pa.Table],
+    hypotheses: pa.Table | None,
+    costs: Sequence[Mapping[str, Any]],
+    fits: pa.Table | None,
+    provenance: Mapping[str, Any],
+    normaliser: str | None = None,
+) -> Path:
+    """Writes `index.html`, `results.json`, `results.md` and PNG figures, and returns the path of the page.
+
+    Args:
+        directory: Made if missing; files of an earlier report in it are replaced.
+        title: Heading of the page.
+        results: RESULTS of the run.
+        utterances: UTTERANCES of the splits that the page compares.
+        transcripts: System name -> TRANSCRIPTS over those utterances; at best in the order of RESULTS.
+        hypotheses: First-pass HYPOTHESES, shown beside changed utterances; None leaves them out.
+        costs: One mapping per step and shard with `step`, `shard`, `table`, `rows`, `seconds`, `counters`,
+            `device`, `wall_s`.
+        fits: FITS of the run, None where nothing was fitted.
+        provenance: JSON values; plain ones are listed, nested ones can be unfolded.
+        normaliser: Compares words of changed utterances; None takes the one of the results' own signatures.
+
+    Returns:
+        `directory/index.html`, which opens without a network.
+
+    Raises:
+        ContractError: `results` breaks its schema.
+        OSError: the directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    records = results_records(results)
+    rows = lines(records)
+    steps = by_step(costs)
+    drawn = [
+        figures.error_rates(rows),
+        figures.error_kinds(rows),
+        figures.seconds_by_step(steps),
+        figures.error_against_cost(rows),
+        *figures.sweeps(rows),
+    ]
+    charts = [chart for chart in drawn if chart is not None]
+    changes = most_changed(
+        utterances,
+        transcripts,
+        directory=directory,
+        normaliser=normaliser or normaliser_of(records),
+        hypotheses=hypotheses,
+    )
+    _write(directory / "results.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+    _write(directory / "results.md", results_markdown(results, title=title, costs=steps))
+    for chart in charts:
+        chart.png(directory)
+    page = _render(title, records, charts, steps, utterances, fits, changes, provenance)
+    _write(directory / "index.html", page)
+    return directory / "index.html"
+
+
+def normaliser_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """The normaliser that the first signature names, without its version; `whisper_english` where none does."""
+    for record in records:
+        found = re.search(r"\bnorm:([a-z_]+)", record["signature"])
+        if found:
+            return found.group(1)
+    return "whisper_english"
+
+
+def _write(path: Path, content: str) -> None:
+    """Replaces the file as a whole: a reader never sees half a page."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)
+
+
+def json_for_script(value: Any) -> str:
+    """JSON that can stand inside a script element: no `</script>`, no comment opening, no bare line separators."""
+    out = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        out = out.replace(mark, f"\\u{ord(mark):04x}")
+    return out
+
+
+def _render(
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    charts: Sequence[figures.Chart],
+    steps: Sequence[StepCost],
+    utterances: pa.Table,
+    fits: pa.Table | None,
+    changes: Changes,
+    provenance: Mapping[str, Any],
+) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    script = (_HERE / "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    audio_s = audio_seconds(utterances)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    rows = lines(records)
+    return environment.get_template("page.html").render(
+        title=title,
+        headlines=headlines(records),
+        facts=_facts(records, utterances, audio_s),
+        **cell.results(rows, records),
+        legend=legend(rows),
+        charts=[
+            {"name": chart.name, "title": chart.title, "caption": chart.caption, "svg": Markup(chart.svg())}
+            for chart in charts
+        ],
+        cost_heads=cell.COST_HEADS,
+        costs=cell.costs(steps, audio_s),
+        audio_s=audio_s,
+        fits=cell.fits(fits),
+        changes=changes,
+        changes_json=Markup(json_for_script(changes.as_json())),
+        provenance_plain=[(k, v) for k, v in provenance.items() if not isinstance(v, (Mapping, list, tuple))],
+        provenance_nested=[
+            (k, json.dumps(v, indent=2, ensure_ascii=False, default=str))
+            for k, v in provenance.items()
+            if isinstance(v, (Mapping, list, tuple))
+        ],
+        signatures=list(dict.fromkeys(record["signature"] for record in records)),
+        css=Markup((_HERE / "page.css").read_text("utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+    )
+
+
+def audio_seconds(utterances: pa.Table) -> float | None:
+    """Seconds of audio in all utterances, None where a duration is missing."""
+    durations = utterances["duration_s"]
+    return None if durations.null_count or not len(durations) else float(pa.compute.sum(durations).as_py())
+
+
+def _facts(records: Sequence[Mapping[str, Any]], utterances: pa.Table, audio_s: float | None) -> list[tuple[str, str]]:
+    splits: dict[str, int] = {}
+    for split in utterances["split"].to_pylist():
+        splits[split] = splits.get(split, 0) + 1
+    facts = [("corpus", ", ".join(dict.fromkeys(record["corpus"] for record in records)))]
+    facts += [(f"utterances, {split}", f"{number:,}") for split, number in splits.items()]
+    if audio_s is not None:
+        facts.append(("audio", f"{audio_s / 3600:.2f} h" if audio_s >= 600 else f"{audio_s:.0f} s"))
+    facts.append(("systems", str(len({record["system"] for record in records}))))
+    tried = max((record["num_configurations"] for record in records), default=0)
+    facts.append(("configurations tried", f"{tried:,}"))
+    failed = max((record["num_failed"] for record in records), default=0)
+    if failed:
+        facts.append(("failed utterances", f"{failed:,}"))
+    return facts

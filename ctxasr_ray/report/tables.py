@@ -1,0 +1,265 @@
+"""RESULTS as records, as lines of a table for people, as markdown and as a terminal table.
+
+A `Line` is one system on one split under one condition: the unit that a reader compares.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ctxasr_ray.schema import SPLITS, conform
+
+Record = Mapping[str, Any]
+"""One RESULTS row with its maps as dictionaries."""
+
+PRIMARY: Final = ("wer", "mer", "cer")
+"""The metrics that may lead the table, first one present in the run wins."""
+
+LABELS: Final[Mapping[str, str]] = {
+    "wer": "WER",
+    "cer": "CER",
+    "mer": "MER",
+    "biased_wer": "B-WER",
+    "unbiased_wer": "U-WER",
+    "rare_wer": "R-WER",
+    "real_time_factor": "RTF",
+}
+"""Short names for column heads; other metrics keep their own."""
+
+_PLAIN: Final = ("real_time_factor", "nce", "log_loss")
+"""Metrics that are ratios in their own right and are not shown in percent."""
+
+
+def results_records(results: pa.Table) -> list[dict[str, Any]]:
+    """RESULTS rows as plain JSON values: maps become objects, a missing value is None.
+
+    Args:
+        results: A table that `schema.conform` accepts as "results".
+
+    Returns:
+        One dictionary per row, in the table's order, keys in the schema's order.
+
+    Raises:
+        ContractError: the table breaks the RESULTS schema.
+    """
+    rows: list[dict[str, Any]] = conform(results, "results").to_pylist()
+    return [{**row, "condition": dict(row["condition"]), "counts": dict(row["counts"])} for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One system on one split under one condition, with all its metrics."""
+
+    corpus: str
+    split: str
+    system: str
+    condition: Mapping[str, str]
+    metrics: Mapping[str, Record]
+
+    @property
+    def label(self) -> str:
+        """The system with its condition, for example `shallow_fusion (beam=10, interval=32)`."""
+        if not self.condition:
+            return self.system
+        return f"{self.system} ({', '.join(f'{k}={v}' for k, v in self.condition.items())})"
+
+    def value(self, metric: str, field: str = "value") -> float | None:
+        """A metric's value or interval bound, None where the line does not have it."""
+        value = self.metrics.get(metric, {}).get(field)
+        return None if value is None else float(value)
+
+
+def lines(records: Sequence[Record]) -> list[Line]:
+    """Gathers rows into lines: by split (train, dev, test), then as the systems first appear."""
+    found: dict[tuple[Any, ...], dict[str, Record]] = {}
+    for record in records:
+        key = (record["corpus"], record["split"], record["system"], tuple(record["condition"].items()))
+        # A metric that stands twice differs in its normaliser: the first one is the run's own choice.
+        found.setdefault(key, {}).setdefault(record["metric"], record)
+    made = [Line(key[0], key[1], key[2], dict(key[3]), metrics) for key, metrics in found.items()]
+    order = {split: index for index, split in enumerate(SPLITS)}
+    return sorted(made, key=lambda line: (line.corpus, order.get(line.split, len(order))))
+
+
+def primary_metric(rows: Sequence[Line]) -> str:
+    """The metric that leads the table: WER where the run has it, else mixed, else character error rate."""
+    present = {metric for row in rows for metric in row.metrics}
+    return next((metric for metric in PRIMARY if metric in present), min(present, default="wer"))
+
+
+def label(metric: str) -> str:
+    """A metric's short name for a column head."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def is_percent(metric: str) -> bool:
+    """Whether people read the metric in percent; stored values are always fractions."""
+    return metric not in _PLAIN
+
+
+def number(metric: str, value: float | None, *, signed: bool = False) -> str:
+    """A value as people read it: rates in percent with two decimals, other ratios with three."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    text = f"{100 * value:+.2f}" if is_percent(metric) else f"{value:+.3f}"
+    return text if signed else text.lstrip("+")
+
+
+def interval(metric: str, low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """`[low, high]`, or nothing where the run has no interval."""
+    if low is None or high is None:
+        return ""
+    return f"[{number(metric, low, signed=signed)}, {number(metric, high, signed=signed)}]"
+
+
+def p_value(value: float | None) -> str:
+    """A p value with three decimals; smaller ones say so."""
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def edits(record: Record) -> str:
+    """`substitutions/deletions/insertions` of an error rate."""
+    counts = record.get("counts", {})
+    names = ("substitutions", "deletions", "insertions")
+    return "/".join(f"{counts[n]:,}" for n in names) if all(n in counts for n in names) else "-"
+
+
+def headlines(records: Sequence[Record]) -> list[str]:
+    """One sentence per corpus and reported split: the best real system against its baseline, in words."""
+    rows = lines(records)
+    metric = primary_metric(rows)
+    splits = [split for split in reversed(SPLITS) if any(row.split == split for row in rows)][:1]
+    sentences = []
+    for corpus in dict.fromkeys(row.corpus for row in rows):
+        for split in splits:
+            scored = [
+                row
+                for row in rows
+                if (row.corpus, row.split) == (corpus, split)
+                and row.system != "oracle"
+                and row.value(metric) is not None
+            ]
+            if scored:
+                sentences.append(_headline(min(scored, key=lambda row: row.value(metric) or 0.0), metric))
+    return sentences
+
+
+def _headline(best: Line, metric: str) -> str:
+    record = best.metrics[metric]
+    rate = f"{number(metric, record['value'])} % {label(metric)}"
+    bounds = interval(metric, record["ci_low"], record["ci_high"])
+    sentence = f"{best.corpus}, {best.split}: {best.label} makes {rate}" + (
+        f" (95 % interval {bounds})" if bounds else ""
+    )
+    delta, baseline = record["delta"], record["baseline"]
+    if delta is None or baseline is None or baseline == best.system:
+        return sentence + f" over {record['num_utterances']:,} utterances."
+    start = record["value"] - delta
+    relative = f", {abs(100 * delta / start):.1f} % relative" if start else ""
+    direction = "fewer" if delta < 0 else "more"
+    bounds = interval(metric, record["delta_ci_low"], record["delta_ci_high"], signed=True)
+    paired = f", paired 95 % interval {bounds}" if bounds else ""
+    tested = f", p {p_value(record['p_value'])}" if record["p_value"] is not None else ""
+    return (
+        f"{sentence}, {abs(100 * delta):.2f} points {direction} than {baseline}{relative}{paired}{tested}; "
+        f"{record['num_utterances']:,} utterances."
+    )
+
+
+def columns(rows: Sequence[Line]) -> list[str]:
+    """The metrics of a table, the leading one first, then the others as they first appear, RTF last."""
+    present = dict.fromkeys(metric for row in rows for metric in row.metrics)
+    lead = primary_metric(rows)
+    middle = [metric for metric in present if metric not in (lead, "real_time_factor")]
+    return [lead, *middle, *(["real_time_factor"] if "real_time_factor" in present else [])]
+
+
+def legend(rows: Sequence[Line]) -> list[str]:
+    """What the columns mean, for somebody who sees the table for the first time."""
+    metric = primary_metric(rows)
+    unit = "characters" if metric == "cer" else "words"
+    baselines = dict.fromkeys(
+        record["baseline"] for row in rows for record in row.metrics.values() if record["baseline"]
+    )
+    against = " or ".join(baselines) or "the baseline"
+    said = [
+        f"{label(metric)} %: (S + D + I) / reference {unit}, lower is better; [95 % interval].",
+        f"change: points against {against} on the same utterances, minus is better; p: of no difference.",
+        f"S/D/I: {unit} substituted, deleted, inserted. N: utterances.",
+    ]
+    if any(row.system == "oracle" for row in rows):
+        said.append("oracle: the best hypothesis of each N-best list, a bound and not a system.")
+    if any("real_time_factor" in row.metrics for row in rows):
+        said.append("RTF: seconds of work per second of audio, model loading apart.")
+    failed = sum(row.metrics[metric]["num_failed"] for row in rows if metric in row.metrics)
+    if failed:
+        said.append("(n): utterances that failed, charged as all deleted.")
+    return said
+
+
+def cells(row: Line, metric: str) -> list[str]:
+    """A line's leading cells as people read them: rate, interval, change, its interval, p, S/D/I, N."""
+    record = row.metrics.get(metric)
+    if record is None:
+        return ["-"] * 7
+    compared = record["delta"] is not None and record["baseline"] != row.system
+    failed = f" ({record['num_failed']:,})" if record["num_failed"] else ""
+    return [
+        number(metric, record["value"]),
+        interval(metric, record["ci_low"], record["ci_high"]),
+        number(metric, record["delta"], signed=True) if compared else "",
+        interval(metric, record["delta_ci_low"], record["delta_ci_high"], signed=True) if compared else "",
+        p_value(record["p_value"]) if compared else "",
+        edits(record),
+        f"{record['num_utterances']:,}{failed}",
+    ]
+
+
+def terminal_table(results: pa.Table) -> Table:
+    """The results as a rich table: a row per system under its split, with a legend below.
+
+    Args:
+        results: A table that `schema.conform` accepts as "results".
+
+    Returns:
+        A renderable for `rich.print`; rates and intervals share a line from 95 columns.
+
+    Raises:
+        ContractError: the table breaks the RESULTS schema.
+    """
+    rows = lines(results_records(results))
+    metric, *others = columns(rows)
+    shown = [other for other in others if other in ("cer", "real_time_factor")]
+    # Text, not str: names from outside may hold square brackets, which rich would read as markup.
+    caption = Text("\n".join(legend(rows)))
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("split, system", overflow="fold", min_width=14)
+    table.add_column(f"{label(metric)} %", min_width=13)
+    table.add_column("change", min_width=14)
+    table.add_column("p", no_wrap=True)
+    for head in ("S/D/I", *(f"{label(m)} %" if is_percent(m) else label(m) for m in shown)):
+        table.add_column(head, justify="right", no_wrap=True)
+    several = len({row.corpus for row in rows}) > 1
+    previous = None
+    for row in rows:
+        rate, bounds, delta, delta_bounds, p, counts, size = cells(row, metric)
+        group = (row.corpus, row.split, size.partition(" ")[0])
+        if group != previous:
+            table.add_section()
+            name = f"{row.corpus}, {row.split}" if several else row.split
+            table.add_row(Text(f"{name}, N={group[2]}", style="bold"))
+        failed = f" {size.partition(' ')[2]}".rstrip()
+        # Without its space an interval stays in one piece where the cell wraps.
+        body = [f"{a} {b.replace(' ', '')}".strip() for a, b in ((rate, bounds), (delta, delta_bounds))]
+        rest = [p, counts, *(number(other, row.value(other)) for other in shown)]
+        table.add_row(*(Text(cell) for cell in (f" {row.label}{failed}", *body, *rest)))
+        previous = group
+    return table

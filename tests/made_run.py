@@ -1,0 +1,242 @@
+"""A made-up run as valid tables: what the report's tests draw and what screenshots are taken of."""
+
+import math
+import random
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
+from ctxasr_ray.schema import FITS, RESULTS, TRANSCRIPTS, UTTERANCES, conform
+
+WORDS = [
+    "call",
+    "navigate",
+    "to",
+    "play",
+    "the",
+    "next",
+    "song",
+    "by",
+    "from",
+    "my",
+    "list",
+    "doctor",
+    "please",
+    "send",
+]
+NAMES = ["ashgabat", "ivermectin", "okonkwo", "szymborska", "lamotrigine", "reykjavik", "quetiapine", "ljubljana"]
+SYSTEMS = ("first_pass", "lm_rescoring")
+BASE = {"corpus": "synthetic", "condition": [], "unit": "word", "num_failed": 0, "num_unscored": 0}
+
+
+@dataclass(frozen=True)
+class MadeRun:
+    """Keyword arguments of `write_report`, without the directory and the title."""
+
+    results: pa.Table
+    utterances: pa.Table
+    transcripts: dict[str, pa.Table]
+    hypotheses: pa.Table
+    costs: list[dict[str, Any]]
+    fits: pa.Table
+    provenance: dict[str, Any]
+
+    def arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def _corrupt(rng: random.Random, words: list[str], rate: float) -> str:
+    out: list[str] = []
+    for word in words:
+        draw = rng.random() / rate
+        if draw < 0.6:
+            out.append(word[: max(1, len(word) // 2)] + rng.choice(["er", "a", "ing", "o"]))
+        elif draw < 0.8:
+            continue
+        else:
+            out.append(word)
+        if draw > 0.8 and draw < 1.0:
+            out.append(rng.choice(WORDS))
+    return " ".join(out)
+
+
+def made_utterances(num: int, *, audio: Path | None = None, seed: int = 7) -> pa.Table:
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for index in range(num):
+        words = rng.sample(WORDS, rng.randint(4, 9)) + rng.sample(NAMES, rng.randint(1, 3))
+        rng.shuffle(words)
+        rows.append(
+            {
+                "utterance_id": f"utt-{index:05d}",
+                "corpus": "synthetic",
+                "split": "dev" if index % 3 == 0 else "test",
+                "speaker_id": f"voice-{index % 12:02d}",
+                "audio_uri": str(audio) if audio else f"missing/utt-{index:05d}.wav",
+                "start_s": 0.0,
+                "duration_s": 4.0,
+                "reference": " ".join(words),
+                "language": "en",
+                "keywords": [],
+                "attributes": [("snr_db", str(rng.choice([20, 10, 5, 0])))],
+            }
+        )
+    return conform(pa.Table.from_pylist(rows, schema=UTTERANCES), "utterances")
+
+
+def made_transcripts(ids: list[str], texts: list[str], *, failed: frozenset[str] = frozenset()) -> pa.Table:
+    rows = [
+        {
+            "utterance_id": id_,
+            "text": "" if id_ in failed else text,
+            "hypothesis_index": None if id_ in failed else 0,
+            "fused_scores": [],
+            "words": [],
+            "num_unscored": 0,
+            "error_type": "audio" if id_ in failed else None,
+            "error": f"{id_}.wav: zero-length file" if id_ in failed else None,
+        }
+        for id_, text in zip(ids, texts, strict=True)
+    ]
+    return conform(pa.Table.from_pylist(rows, schema=TRANSCRIPTS), "transcripts")
+
+
+def result(split: str, system: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
+    n = more.pop("num_utterances", 200)
+    half = 0.08 * value
+    row = {
+        **BASE,
+        "split": split,
+        "system": system,
+        "metric": metric,
+        "value": value,
+        "ci_low": value - half,
+        "ci_high": value + half,
+        "counts": [],
+        "baseline": None,
+        "delta": None,
+        "delta_ci_low": None,
+        "delta_ci_high": None,
+        "p_value": None,
+        "num_utterances": n,
+        "num_blocks": 12,
+        "num_configurations": 1,
+        "signature": f"{metric}|norm:whisper_english.v1|split:{split}|n:{n}|boot:1000,seed:7",
+    }
+    return {**row, **more}
+
+
+def results_table(rows: list[dict[str, Any]]) -> pa.Table:
+    return conform(pa.Table.from_pylist(rows, schema=RESULTS), "results")
+
+
+def _counts(value: float, words: int) -> list[tuple[str, int]]:
+    errors = round(value * words)
+    s, d = round(0.7 * errors), round(0.2 * errors)
+    return [
+        ("hits", words - s - d),
+        ("substitutions", s),
+        ("deletions", d),
+        ("insertions", errors - s - d),
+        ("reference_length", words),
+    ]
+
+
+def made_results() -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for split, n in (("dev", 100), ("test", 200)):
+        for system, wer in (("first_pass", 0.213), ("oracle", 0.121), ("lm_rescoring", 0.172)):
+            compared: dict[str, Any] = {}
+            if system != "first_pass":
+                delta = wer - 0.213
+                bounds = {"delta_ci_low": delta - 0.008, "delta_ci_high": delta + 0.008}
+                compared = {"baseline": "first_pass", "delta": delta, "p_value": 0.0002, **bounds}
+            counts = {"counts": _counts(wer, 8 * n), "num_utterances": n}
+            rows.append(result(split, system, "wer", wer, **counts, **compared))
+            rows.append(result(split, system, "cer", wer / 2.6, unit="character", num_utterances=n))
+            if system != "oracle":
+                factor = 0.031 if system == "first_pass" else 0.044
+                rows.append(result(split, system, "real_time_factor", factor, unit="s/s", ci_low=None, ci_high=None))
+    return results_table(rows)
+
+
+def made_costs(num_shards: int = 3) -> list[dict[str, Any]]:
+    costs = []
+    for shard in range(num_shards):
+        steps: tuple[tuple[str, str, dict[str, float], dict[str, int]], ...] = (
+            ("first_pass", "hypotheses", {"load": 1.2, "decode": 0.6, "model": 9.5, "search": 2.1}, {"frames": 41_200}),
+            ("lm_scores", "scores", {"load": 0.8, "llm": 4.4}, {"llm_calls": 64, "nodes": 18_431, "tokens": 52_020}),
+            ("fusion", "transcripts", {"fuse": 0.05}, {}),
+            ("errors", "errors", {"align": 0.11}, {}),
+        )
+        for step, table, seconds, counters in steps:
+            cost = {"step": step, "shard": f"shard-{shard:05d}", "table": table, "rows": 100, "seconds": seconds}
+            peak = {"peak_logits_bytes": 4_000_000 + shard} if step == "lm_scores" else {}
+            wall = sum(seconds.values()) + 0.2
+            costs.append({**cost, "counters": {**counters, **peak}, "device": "cpu", "wall_s": wall})
+    return costs
+
+
+def made_fits() -> pa.Table:
+    fit = {
+        "name": "log_linear",
+        "values": [("lm_weight", 0.62), ("length_bonus", 0.35)],
+        "interval": [("lm_weight", [0.55, 0.71]), ("length_bonus", [0.2, 0.48])],
+        "objective": "word errors",
+        "objective_value": 171.0,
+        "split": "dev",
+        "parents": ["hypotheses/ctc-0123456789abcdef", "scores/causal_lm-fedcba9876543210"],
+        "num_configurations": 412,
+    }
+    return conform(pa.Table.from_pylist([fit], schema=FITS), "fits")
+
+
+def write_tone(path: Path, *, seconds: float = 1.0) -> Path:
+    rate = 16_000
+    samples = (int(8000 * math.sin(2 * math.pi * 440 * i / rate)) for i in range(int(rate * seconds)))
+    with wave.open(str(path), "wb") as out:
+        out.setparams((1, 2, rate, 0, "NONE", "not compressed"))
+        out.writeframes(b"".join(s.to_bytes(2, "little", signed=True) for s in samples))
+    return path
+
+
+def made_run(num: int = 300, *, audio: Path | None = None, seed: int = 7) -> MadeRun:
+    utterances = made_utterances(num, audio=audio, seed=seed)
+    ids = utterances["utterance_id"].to_pylist()
+    references = [text.split() for text in utterances["reference"].to_pylist()]
+    rng = random.Random(seed)
+    texts = {"first_pass": [_corrupt(rng, words, 0.35) for words in references]}
+    texts["lm_rescoring"] = [
+        text if rng.random() < 0.5 else _corrupt(rng, words, 0.2)
+        for text, words in zip(texts["first_pass"], references, strict=True)
+    ]
+    failed = frozenset(ids[5:6])
+    nbests = [
+        NBest(
+            utterance_id=id_,
+            hypotheses=[
+                Hypothesis(text=text, scores=[Score(source="ctc", kind="log_prob", log_prob=-float(rank))])
+                for rank, text in enumerate((texts["first_pass"][index], texts["lm_rescoring"][index]))
+            ],
+        )
+        for index, id_ in enumerate(ids)
+    ]
+    return MadeRun(
+        results=made_results(),
+        utterances=utterances,
+        transcripts={system: made_transcripts(ids, texts[system], failed=failed) for system in SYSTEMS},
+        hypotheses=hypotheses_table(nbests),
+        costs=made_costs(),
+        fits=made_fits(),
+        provenance={
+            "recipe": "quickstart",
+            "git_commit": "a6c31f2",
+            "packages": {"ray": "2.60.0", "torch": "2.13.0", "ctxasr-ray": "0.1.0"},
+            "config": {"first_pass": {"type": "CtcConfig", "beam": 50}},
+            "normaliser": "whisper_english",
+        },
+    )
