@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ctxasr_ray"
-GROUND = ("schema", "stage", "nbest", "align", "text", "audio", "token_tree", "store")
+GROUND = ("schema", "stage", "nbest", "align", "align_nist", "text", "audio", "token_tree", "store")
 LEVELS = [
     {*GROUND},
     {"execution"},

@@ -1,0 +1,288 @@
+"""The one edit distance: normalised texts -> error counts in bulk, and alignments where they are needed.
+
+Shape letters: P pairs, N sequences, E edits. Two cost schemes, and what breaks a tie between alignments of equal cost:
+
+- `unit`: substitution, deletion and insertion cost 1. rapidfuzz aligns (bit-parallel); read from the end it takes a
+  deletion before an insertion before the diagonal, between a common prefix and suffix. The same split as jiwer's.
+- `nist`: substitution 4, deletion 3, insertion 3, as sclite and the is21 scorer. Read from the end, the diagonal
+  comes before a deletion, a deletion before an insertion.
+
+Totals under `unit` are the edit distance and do not depend on the rule; substitutions, deletions and insertions do.
+Never compare those across tools without naming the scheme.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Alignment = Literal["unit", "nist"]
+Op = Literal["hit", "substitution", "deletion", "insertion"]
+ALIGNMENTS: Final = ("unit", "nist")
+SUBSTITUTION, DELETION, INSERTION = 1, 2, 3
+_OPS: Final[tuple[Op, ...]] = ("hit", "substitution", "deletion", "insertion")
+_TAGS: Final = {"replace": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}
+_NUM_CODES: Final = 0x110000 - 0x10000  # unit number i is the code point 0x10000 + i
+
+_SEPARATORS: Final = np.zeros(256, bool)
+_SEPARATORS[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = True  # ASCII white space as str.split() sees it
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Sequences of units over one vocabulary, ready for rapidfuzz and for numba.
+
+    Args:
+        strings: (N,) one code point per unit.
+        lengths: (N,) int64, in units.
+    """
+
+    strings: list[str]
+    lengths: npt.NDArray[np.int64]
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> "Encoded":
+        """The sequences at some rows; sequences may repeat."""
+        strings = self.strings
+        return Encoded([strings[row] for row in rows.tolist()], self.lengths[rows])
+
+
+def encode(unit: str, *groups: Sequence[str]) -> tuple[Encoded, ...]:
+    """Turns each unit into one code point, by one vocabulary for all groups.
+
+    Args:
+        unit: `word` splits each text at white space; `character` takes every code point of it.
+        groups: Lists of texts from `text.units`, for example references and hypotheses.
+
+    Returns:
+        One `Encoded` per group.
+
+    Raises:
+        ValueError: more than 1,048,576 distinct words at once.
+    """
+    if unit == "character":
+        return tuple(Encoded(list(g), np.fromiter(map(len, g), np.int64, len(g))) for g in groups)
+    texts = [text for group in groups for text in group]
+    codes, lengths = _word_codes(texts)
+    ends = np.cumsum(lengths)
+    line = (codes.astype(np.uint32) + 0x10000).tobytes().decode("utf-32-le")
+    strings = [line[start:end] for start, end in pairwise([0, *ends.tolist()])]
+    encoded, start = [], 0
+    for group in groups:
+        encoded.append(Encoded(strings[start : start + len(group)], lengths[start : start + len(group)]))
+        start += len(group)
+    return tuple(encoded)
+
+
+def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """(words,) vocabulary index of every word of all texts, and (N,) words per text.
+
+    Words are never made into Python strings: Arrow hashes slices of one buffer, each with its trailing space.
+    """
+    texts = [text if text.isascii() else " ".join(text.split()) for text in texts]
+    line = bytearray(" ".join(texts).encode())
+    sizes = np.fromiter((len(t) if t.isascii() else len(t.encode()) for t in texts), np.int64, len(texts))
+    if not texts:
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    line.append(32)
+    data = np.frombuffer(line, np.uint8)
+    separators = _SEPARATORS[data]
+    data[separators] = 32
+    ends = np.flatnonzero(separators) + 1
+    offsets = np.concatenate([[0], ends])
+    slices = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
+    vocabulary = slices.dictionary_encode()
+    if len(vocabulary.dictionary) > _NUM_CODES:
+        raise ValueError(
+            f"{len(vocabulary.dictionary)} distinct words in one call, at most {_NUM_CODES} fit; "
+            "align in smaller parts."
+        )
+    is_word = np.diff(offsets) > 1
+    words_before = np.concatenate([[0], np.cumsum(is_word)])
+    text_ends = np.searchsorted(ends, np.cumsum(sizes + 1), side="right")
+    lengths = np.diff(words_before[text_ends], prepend=0)
+    return vocabulary.indices.to_numpy()[is_word], lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Error counts of P pairs, each a (P,) int64 array in units."""
+
+    hits: npt.NDArray[np.int64]
+    substitutions: npt.NDArray[np.int64]
+    deletions: npt.NDArray[np.int64]
+    insertions: npt.NDArray[np.int64]
+
+    @property
+    def reference_length(self) -> npt.NDArray[np.int64]:
+        """(P,) units of each reference."""
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def errors(self) -> npt.NDArray[np.int64]:
+        """(P,) substitutions, deletions and insertions together."""
+        return self.substitutions + self.deletions + self.insertions
+
+
+def distances(references: Encoded, hypotheses: Encoded) -> npt.NDArray[np.int32]:
+    """(P,) edit distances under `unit` costs, in one call for all pairs.
+
+    Args:
+        references: P sequences, parallel to `hypotheses` and of the same `encode` call.
+        hypotheses: P sequences.
+    """
+    from rapidfuzz import process
+    from rapidfuzz.distance import Levenshtein
+
+    return np.asarray(
+        process.cpdist(references.strings, hypotheses.strings, scorer=Levenshtein.distance, dtype=np.int32), np.int32
+    )
+
+
+def count(references: Encoded, hypotheses: Encoded, alignment: str = "unit") -> Counts:
+    """Hits, substitutions, deletions and insertions of P pairs, split as `edits` splits them.
+
+    Args:
+        references: P sequences, parallel to `hypotheses` and of the same `encode` call.
+        hypotheses: P sequences.
+        alignment: One of `ALIGNMENTS`.
+
+    Raises:
+        ValueError: an unknown alignment.
+    """
+    check_alignment(alignment)
+    surplus = hypotheses.lengths - references.lengths  # insertions - deletions, whatever the alignment
+    if alignment == "unit":
+        errors = distances(references, hypotheses).astype(np.int64)
+        substitutions = _unit_substitutions(references, hypotheses, errors, surplus)
+        insertions = (errors - substitutions + surplus) // 2
+    else:
+        found = edits(references, hypotheses, alignment)
+        num_pairs = len(references.strings)
+        substitutions = np.bincount(found.pair[found.op == SUBSTITUTION], minlength=num_pairs).astype(np.int64)
+        insertions = np.bincount(found.pair[found.op == INSERTION], minlength=num_pairs)
+    deletions = insertions - surplus
+    return Counts(references.lengths - substitutions - deletions, substitutions, deletions, insertions)
+
+
+def _unit_substitutions(
+    references: Encoded,
+    hypotheses: Encoded,
+    errors: npt.NDArray[np.int64],
+    surplus: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Substitutions + 2 min(insertions, deletions) is known; only where it is 2 or more must one align to split it."""
+    from rapidfuzz.distance import Levenshtein
+
+    substitutions: npt.NDArray[np.int64] = errors - np.abs(surplus)
+    for pair in np.flatnonzero(substitutions >= 2).tolist():
+        operations = Levenshtein.editops(references.strings[pair], hypotheses.strings[pair]).as_list()
+        substitutions[pair] = sum(tag == "replace" for tag, _, _ in operations)
+    return substitutions
+
+
+def check_alignment(alignment: str) -> None:
+    """Refuses a cost scheme that does not exist.
+
+    Raises:
+        ValueError: it is not one of `ALIGNMENTS`.
+    """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment '{alignment}' is unknown; choose one of {', '.join(ALIGNMENTS)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Every edit of P pairs in one line, pair by pair, left to right; each a (E,) array.
+
+    Args:
+        pair: int64 index of the pair.
+        op: int8, SUBSTITUTION, DELETION or INSERTION.
+        reference_index: int64 unit of the reference; for an insertion the unit that it stands before.
+        hypothesis_index: int64 unit of the hypothesis; for a deletion the unit that it would stand before.
+    """
+
+    pair: npt.NDArray[np.int64]
+    op: npt.NDArray[np.int8]
+    reference_index: npt.NDArray[np.int64]
+    hypothesis_index: npt.NDArray[np.int64]
+
+
+def edits(references: Encoded, hypotheses: Encoded, alignment: str = "unit") -> Edits:
+    """Aligns P pairs and keeps what is not a hit.
+
+    Args:
+        references: P sequences, parallel to `hypotheses` and of the same `encode` call.
+        hypotheses: P sequences.
+        alignment: One of `ALIGNMENTS`.
+
+    Raises:
+        ValueError: an unknown alignment.
+    """
+    check_alignment(alignment)
+    return _unit_edits(references, hypotheses) if alignment == "unit" else _nist_edits(references, hypotheses)
+
+
+def _unit_edits(references: Encoded, hypotheses: Encoded) -> Edits:
+    from rapidfuzz.distance import Levenshtein
+
+    pairs: list[int] = []
+    operations: list[tuple[str, int, int]] = []
+    for pair in np.flatnonzero(distances(references, hypotheses)).tolist():
+        found = Levenshtein.editops(references.strings[pair], hypotheses.strings[pair])
+        pairs.extend([pair] * len(found))
+        operations.extend((edit.tag, edit.src_pos, edit.dest_pos) for edit in found)
+    tags, reference_indices, hypothesis_indices = zip(*operations, strict=True) if operations else ((), (), ())
+    return Edits(
+        np.array(pairs, np.int64),
+        np.array([_TAGS[tag] for tag in tags], np.int8),
+        np.array(reference_indices, np.int64),
+        np.array(hypothesis_indices, np.int64),
+    )
+
+
+def _nist_edits(references: Encoded, hypotheses: Encoded) -> Edits:
+    from ctxasr_ray.align_nist import walk  # numba compiles it; nobody else waits for that
+
+    def flat(encoded: Encoded) -> npt.NDArray[np.uint32]:
+        return np.frombuffer("".join(encoded.strings).encode("utf-32-le", "surrogatepass"), np.uint32)
+
+    return Edits(*walk(flat(references), references.lengths, flat(hypotheses), hypotheses.lengths))
+
+
+class Edit(NamedTuple):
+    """One step of an alignment; the index of the side that it skips is None."""
+
+    op: Op
+    reference_index: int | None
+    hypothesis_index: int | None
+
+
+def align(reference: Sequence[str], hypothesis: Sequence[str], alignment: str = "unit") -> list[Edit]:
+    """The whole alignment of one pair, left to right, hits included.
+
+    Args:
+        reference: Units, for example `text.words(...)`.
+        hypothesis: Units.
+        alignment: One of `ALIGNMENTS`.
+
+    Raises:
+        ValueError: an unknown alignment.
+    """
+    vocabulary: dict[str, int] = {}
+    sides = []
+    for side in (reference, hypothesis):
+        codes = [vocabulary.setdefault(unit, len(vocabulary)) for unit in side]
+        sides.append(Encoded(["".join(chr(0x10000 + code) for code in codes)], np.array([len(side)], np.int64)))
+    found = edits(sides[0], sides[1], alignment)
+    steps: list[Edit] = []
+    i = j = 0
+    for op, row, column in zip(found.op, found.reference_index.tolist(), found.hypothesis_index.tolist(), strict=True):
+        steps.extend(Edit("hit", i + k, j + k) for k in range(row - i))
+        i, j = row + (op != INSERTION), column + (op != DELETION)
+        steps.append(Edit(_OPS[op], None if op == INSERTION else row, None if op == DELETION else column))
+    steps.extend(Edit("hit", i + k, j + k) for k in range(len(reference) - i))
+    return steps

@@ -1,0 +1,172 @@
+"""HYPOTHESES, UTTERANCES -> NBEST_ERRORS: every hypothesis against the reference, once.
+
+Oracle, weight search, minimum-WER training and harmful edits all read this table; nobody aligns a list again.
+Shape letters: U utterances, H hypotheses of all of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ctxasr_ray import align, text
+from ctxasr_ray.metrics.biased import biased_counts, common_words, digest, keyword_words
+from ctxasr_ray.metrics.counts import METRIC_NAMES, same_rows
+from ctxasr_ray.nbest import FlatNBest, flatten
+from ctxasr_ray.schema import HYPOTHESIS_ERRORS, conform
+from ctxasr_ray.stage import Costs, Resources, Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NbestErrorsConfig:
+    """Counts the errors of every hypothesis, per unit and word class.
+
+    A row without reference has null errors and reference_length, and still the number of units of each hypothesis,
+    which the length bonus needs.
+    """
+
+    NAME: ClassVar[str] = "nbest_errors"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "hypotheses": ("hypotheses",),
+        "utterances": ("reference", "keywords"),
+    }
+    WRITES: ClassVar[str] = "nbest_errors"
+
+    classes: tuple[tuple[str, str], ...] = (("word", "all"), ("character", "all"))
+    """(unit, word class) pairs: word or character of all; word of biased and unbiased (see `biased.py`)."""
+    normaliser: str = "whisper_english"
+    """One of `text.NORMALISERS`, for both sides."""
+    alignment: str = "unit"
+    """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
+    common_words: str = ""
+    """File of common words, one per line, that never count as biased; empty: none are common."""
+    resources: Resources = field(default_factory=Resources)
+    """Actors of the pool."""
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """The normaliser's version and the digest of the common words.
+
+        Raises:
+            ValueError: an unknown class, normaliser or alignment, or a file that is not there.
+        """
+        unknown = [c for c in self.classes if tuple(c) not in METRIC_NAMES]
+        if unknown:
+            raise ValueError(f"classes: {unknown} are unknown; choose some of {list(METRIC_NAMES)}.")
+        align.check_alignment(self.alignment)
+        return {"normaliser": text.versioned(self.normaliser), **digest(self.common_words)}
+
+    def build(self) -> Stage:
+        """Reads the common words."""
+        self.fingerprint()
+        return _NbestErrors(self, common_words(self.common_words, self.normaliser))
+
+
+class _NbestErrors:
+    def __init__(self, config: NbestErrorsConfig, common: frozenset[str]) -> None:
+        self._config = config
+        self._common = common
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        hypotheses, utterances = tables
+        same_rows("hypotheses", hypotheses, "utterances", utterances)
+        flat = flatten(hypotheses)
+        references = utterances.column("reference").to_pylist()
+        keywords = utterances.column("keywords").to_pylist()
+        with costs.timed("align"):
+            entries = []
+            for unit in dict.fromkeys(unit for unit, _ in self._config.classes):
+                classes = [c for u, c in self._config.classes if u == unit]
+                entries += self._entries(unit, classes, flat, references, keywords)
+        costs.count("pairs_aligned", len(flat.texts) * len({unit for unit, _ in self._config.classes}))
+        order = {key: i for i, key in enumerate(self._config.classes)}
+        entries.sort(key=lambda entry: order[entry["unit"], entry["word_class"]])
+        return conform(_table(flat, entries), "nbest_errors")
+
+    def _entries(
+        self,
+        unit: Any,
+        word_classes: list[str],
+        flat: FlatNBest,
+        references: list[str | None],
+        keywords: list[list[str] | None],
+    ) -> list[dict[str, Any]]:
+        rows = flat.rows()
+        known = text.units(["" if r is None else r for r in references], self._config.normaliser, unit)
+        heard = text.units(flat.texts, self._config.normaliser, unit)
+        reference_units, hypothesis_units = align.encode(unit, known, heard)
+        repeated = reference_units[rows]
+        has_reference = np.array([r is not None for r in references], bool)
+        entries = []
+        label = {"unit": unit, "normaliser": text.versioned(self._config.normaliser)}
+        if "all" in word_classes:
+            counts = align.count(repeated, hypothesis_units, self._config.alignment)
+            entries.append(
+                {**label, "word_class": "all", "known": has_reference, "lengths": reference_units.lengths}
+                | _per_hypothesis(counts)
+            )
+        if {"biased", "unbiased"} & set(word_classes):
+            words = [keyword_words(k, self._config.normaliser, self._common) for k in keywords]
+            found = align.edits(repeated, hypothesis_units, self._config.alignment)
+            biased = biased_counts([known[r] for r in rows], heard, [words[r] for r in rows], found)
+            lengths = np.array([sum(w in ws for w in r.split()) for r, ws in zip(known, words, strict=True)], np.int64)
+            is_known = has_reference & np.array([k is not None for k in keywords], bool)
+            for word_class, counts in zip(("biased", "unbiased"), biased, strict=True):
+                own = lengths if word_class == "biased" else reference_units.lengths - lengths
+                if word_class in word_classes:
+                    entries.append(
+                        {**label, "word_class": word_class, "known": is_known, "lengths": own} | _per_hypothesis(counts)
+                    )
+        for entry in entries:
+            entry["alignment"] = self._config.alignment
+        return entries
+
+
+def _per_hypothesis(counts: align.Counts) -> dict[str, npt.NDArray[np.int64]]:
+    return {
+        "errors": counts.errors,
+        "substitutions": counts.substitutions,
+        "num_units": counts.hits + counts.substitutions + counts.insertions,
+    }
+
+
+def _table(flat: FlatNBest, entries: list[dict[str, Any]]) -> pa.Table:
+    """NBEST_ERRORS with one struct per entry in each row, built from flat arrays."""
+    num_utterances, num_entries = len(flat.utterance_ids), len(entries)
+    interleave = np.arange(num_utterances * num_entries).reshape(num_entries, num_utterances).T.ravel()
+
+    def labels(name: str) -> pa.Array:
+        return pa.array([entry[name] for entry in entries for _ in range(num_utterances)], pa.string()).take(order)
+
+    def lists(name: str, nullable: bool) -> pa.Array:
+        columns = []
+        for entry in entries:
+            offsets = pa.array(flat.offsets.astype(np.int32))
+            missing = pa.array(~entry["known"]) if nullable else None
+            columns.append(pa.ListArray.from_arrays(offsets, pa.array(entry[name].astype(np.int32)), mask=missing))
+        return pa.concat_arrays(columns).take(order)
+
+    order = pa.array(interleave)
+    lengths = [pa.array(e["lengths"].astype(np.int32), mask=~e["known"]) for e in entries]
+    columns = {
+        "unit": labels("unit"),
+        "normaliser": labels("normaliser"),
+        "word_class": labels("word_class"),
+        "alignment": labels("alignment"),
+        "reference_length": pa.concat_arrays(lengths).take(order),
+        "errors": lists("errors", True),
+        "substitutions": lists("substitutions", True),
+        "num_units": lists("num_units", False),
+    }
+    arrays = [columns.get(f.name, pa.nulls(len(interleave), f.type)) for f in HYPOTHESIS_ERRORS]
+    structs = pa.StructArray.from_arrays(arrays, fields=list(HYPOTHESIS_ERRORS))
+    offsets = pa.array(np.arange(num_utterances + 1, dtype=np.int32) * num_entries)
+    return pa.table(
+        {
+            "utterance_id": pa.array(flat.utterance_ids, pa.string()),
+            "counts": pa.ListArray.from_arrays(offsets, structs),
+        }
+    )
