@@ -1,0 +1,1 @@
+"""HYPOTHESES and SCORES -> TRANSCRIPTS; the weights between them, fitted exactly on dev -> FITS."""
