@@ -150,12 +150,14 @@ class MergedSequences:
         nodes: (N, L) int32 node of each token of each sequence, -1 behind its end; the prefix is left out.
         ends: (N,) int32 node of each sequence's last token; the last node of the prefix for an empty one
             (-1 without a prefix).
-        num_distinct_tokens: Tokens of the distinct sequences, without the prefix.
+        num_distinct: Distinct sequences.
+        num_distinct_tokens: Their tokens, without the prefix.
     """
 
     tree: TokenTree
     nodes: Int32
     ends: Int32
+    num_distinct: int
     num_distinct_tokens: int
 
     def sums(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -201,4 +203,4 @@ def merge(sequences: Sequence[Sequence[int] | Int32], prefix: Sequence[int] | In
     ends[filled] = nodes_NL[filled, lengths[filled] - 1]
     repeated = np.zeros(shape[0], np.bool_)
     repeated[1:] = (sorted_NL[1:] == sorted_NL[:-1]).all(axis=1)
-    return MergedSequences(tree, nodes_NL, ends, int(inside_NL[~repeated].sum()))
+    return MergedSequences(tree, nodes_NL, ends, int((~repeated).sum()), int(inside_NL[~repeated].sum()))

@@ -1,0 +1,262 @@
+"""A causal language model of transformers -> log-probabilities of many token sequences behind one prefix.
+
+Every node of a token tree is scored once, in as few forward passes as fit: position ids are depths, and a 4D mask
+lets a node see its prefix and its ancestors only. Models for which that is not exact (recurrent, alibi, ...) are
+found when they are loaded and take right-padded sequences instead. DESIGN, section 5.
+
+Letters: N sequences, P prefix, D width.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ctxasr_ray.models.checkpoint import Checkpoint, load_model
+from ctxasr_ray.models.lm_head import LOGITS_LIMIT_BYTES, LmHead
+from ctxasr_ray.models.tree_forward import Block, Prefix, TreeForward, split_prefix
+from ctxasr_ray.models.tree_probe import probe_ids, tree_refusal
+from ctxasr_ray.stage import Costs
+from ctxasr_ray.token_tree import Int32, MergedSequences, merge
+
+MAX_NODES: Final = 4096
+"""Nodes in one forward pass; the mask grows with their square. Larger trees are split."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Sequences to be scored behind one prefix.
+
+    Args:
+        prefix: Tokens or embeddings before all of them; may be empty.
+        sequences: N token sequences; equal ones are scored once.
+    """
+
+    prefix: Prefix
+    sequences: Sequence[Int32]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceScores:
+    """What a causal LM says of the sequences of one request, in nats.
+
+    Args:
+        log_probs: (N,) float64, summed over the tokens, end of sequence apart; 0.0 for an empty sequence. Without
+            a prefix the first token has no distribution and is left out. nan where `reasons` says why.
+        eos_log_probs: (N,) float64, log P(end of sequence | prefix and sequence); nan where there is no such
+            token, where nothing stands before it, or where `reasons` says why.
+        reasons: (N,) None, or why a sequence has no score.
+    """
+
+    log_probs: npt.NDArray[np.float64]
+    eos_log_probs: npt.NDArray[np.float64]
+    reasons: list[str | None]
+
+
+class CausalLm:
+    """A loaded causal LM that scores token trees.
+
+    Args:
+        model: A causal LM of transformers in evaluation mode, or the PEFT model around one.
+        eos_token_id: End of sequence; None takes the first that the model's config names, if any.
+        special_ids: Token ids that the load check leaves alone.
+        utterances_per_forward: Trees in one forward pass; 0 is 1 on a CPU and 16 on an accelerator.
+        logits_limit_bytes: Largest logits buffer.
+
+    Raises:
+        ValueError: the model cannot be scored exactly: a learned prompt as adapter, a head that is not a function of
+            the last hidden state, or a body that disagrees with itself even on right-padded sequences.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        eos_token_id: int | None = None,
+        special_ids: Sequence[int] = (),
+        utterances_per_forward: int = 0,
+        logits_limit_bytes: int = LOGITS_LIMIT_BYTES,
+    ) -> None:
+        adapters = getattr(model, "peft_config", {}) if hasattr(model, "get_base_model") else {}
+        if any(adapter.is_prompt_learning for adapter in adapters.values()):
+            raise ValueError("the adapter is a learned prompt, which has no place in a token tree; use LoRA.")
+        self.model = model.get_base_model() if adapters else model
+        self.body = TreeForward(self.model)
+        config, self.device = self.body.config, self.body.device
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.eos_token_id = _first_id(config.eos_token_id) if eos_token_id is None else eos_token_id
+        self.utterances_per_forward = utterances_per_forward or (1 if self.device.type == "cpu" else 16)
+        ids = probe_ids(self.body.embed.weight.shape[0], special_ids)
+        with torch.inference_mode():
+            self.head = LmHead(
+                self.model, self.body.base, torch.tensor([ids[:8]], device=self.device), logits_limit_bytes
+            )
+        self.body.refusal = tree_refusal(self, ids)
+        if self.refusal:
+            _log.warning("%s is scored without the token tree: %s", type(self.model).__name__, self.refusal)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the tree is not used and sequences are padded instead; None where the tree is used."""
+        return self.body.refusal
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoreRequest], costs: Costs | None = None) -> list[SequenceScores]:
+        """Scores every request; how they are batched changes no score beyond rounding.
+
+        Args:
+            requests: One per utterance.
+            costs: Counts, prefixes included, `tokens_flat`, `tokens_deduplicated` and `nodes`; further `llm_calls`,
+                `tokens_forwarded` (with padding), `head_rows`, `peak_logits_bytes` and `first_tokens_unscored`.
+        """
+        costs = costs or Costs()
+        results, jobs = [], []
+        for request in requests:
+            n = len(request.sequences)
+            reasons = [self.limit_reason(len(request.prefix) + len(s)) for s in request.sequences]
+            result = SequenceScores(np.full(n, np.nan), np.full(n, np.nan), reasons)
+            kept = [i for i in range(n) if reasons[i] is None]
+            results.append(result)
+            jobs += list(_jobs(request, kept, result))
+            costs.count("tokens_flat", sum(len(request.prefix) + len(request.sequences[i]) for i in kept))
+        for job in jobs:
+            if not len(job.merged.tree):  # empty sequences behind an empty prefix
+                job.finish(np.zeros(0), np.full(1, np.nan))
+        jobs = sorted((job for job in jobs if len(job.merged.tree)), key=lambda job: len(job.merged.tree))
+        start = 0
+        for stop in range(1, len(jobs) + 1):
+            full = stop - start >= self.utterances_per_forward
+            if stop == len(jobs) or full or (stop + 1 - start) * len(jobs[stop].merged.tree) > MAX_NODES:
+                self._score_jobs(jobs[start:stop], costs)
+                start = stop
+        return results
+
+    def limit_reason(self, num_positions: int) -> str | None:
+        """Why a prefix and a sequence of so many tokens together cannot be scored, None where they can."""
+        if self.max_positions is None or num_positions <= self.max_positions:
+            return None
+        return f"model_limit: {num_positions} tokens with the prefix, but the model takes {self.max_positions}"
+
+    def _score_jobs(self, jobs: Sequence["_Job"], costs: Costs) -> None:
+        trees = [job.merged.tree for job in jobs]
+        everything = [np.arange(len(tree), dtype=np.int32) for tree in trees]
+        nothing = np.zeros(0, np.int32)
+        hidden = self.body(
+            [Block(t, q, nothing, j.embeddings) for t, q, j in zip(trees, everything, jobs, strict=True)], costs
+        )
+        offsets = np.cumsum([0, *map(len, trees)])
+        ends = [np.unique(job.merged.ends[job.merged.ends >= 0]) for job in jobs]
+        children = [q[(q >= j.num_prefix) & (t.parents >= 0)] for t, q, j in zip(trees, everything, jobs, strict=True)]
+        rows = [t.parents[c] + o for t, c, o in zip(trees, children, offsets[:-1], strict=True)]
+        tokens = [t.tokens[c] for t, c in zip(trees, children, strict=True)]
+        if self.eos_token_id is not None:
+            rows += [e + o for e, o in zip(ends, offsets[:-1], strict=True)]
+            tokens += [np.full(len(e), self.eos_token_id) for e in ends]
+        log_probs = self._read(torch.cat(hidden), np.concatenate(rows), np.concatenate(tokens), costs)
+        parts = np.split(log_probs, np.cumsum([len(r) for r in rows])[:-1])
+        for i, job in enumerate(jobs):
+            values, eos = np.zeros(len(trees[i])), np.full(len(trees[i]) + 1, np.nan)  # eos[-1]: nothing stands before
+            values[children[i]] = parts[i]
+            if self.eos_token_id is not None:
+                eos[ends[i]] = parts[len(jobs) + i]
+            job.finish(values, eos)
+            costs.count("nodes", len(trees[i]))
+            costs.count(
+                "tokens_deduplicated", job.merged.num_distinct_tokens + job.merged.num_distinct * job.num_prefix
+            )
+            costs.count("first_tokens_unscored", int((trees[i].parents[job.num_prefix :] < 0).sum()))
+
+    def _read(
+        self, hidden: torch.Tensor, rows: npt.NDArray[Any], tokens: npt.NDArray[Any], costs: Costs
+    ) -> npt.NDArray[np.float64]:
+        needed, local = np.unique(rows.astype(np.int64), return_inverse=True)
+        picks, normalisers = self.head.read(
+            hidden[torch.from_numpy(needed).to(hidden.device)], local, tokens.astype(np.int64), costs
+        )
+        log_probs: npt.NDArray[np.float64] = picks - normalisers[local]
+        return log_probs
+
+
+def load_causal_lm(
+    checkpoint: Checkpoint,
+    *,
+    adapter: Checkpoint | None = None,
+    dtype: str = "float32",
+    attention: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    **options: Any,
+) -> CausalLm:
+    """Loads a causal LM and, if asked, the PEFT adapter that belongs to it, and checks the token tree on it.
+
+    Args:
+        checkpoint: From `checkpoint.resolve`.
+        adapter: From `checkpoint.resolve(..., stem=ADAPTER)`.
+        dtype: A floating type of torch.
+        attention: "sdpa" or "eager"; "auto" is what transformers chooses for the architecture.
+        device: "auto" is the first accelerator, or else the CPU; unused with a device map.
+        device_map: Spreads a large model over devices (accelerate), for example "auto".
+        options: Of `CausalLm`.
+
+    Raises:
+        ValueError: what the checkpoint holds is no such model, or the adapter does not fit it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if attention != "auto":
+        settings["attn_implementation"] = attention
+    if device_map is not None:
+        settings["device_map"] = device_map
+    model = load_model(AutoModelForCausalLM, checkpoint, **settings)
+    if adapter is not None:
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter.directory)).eval()
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(f"adapter '{adapter.name}' does not fit model '{checkpoint.name}': {error}") from error
+    if device_map is None:
+        model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return CausalLm(model, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One tree to be scored, and where its scores go."""
+
+    merged: MergedSequences
+    num_prefix: int
+    embeddings: torch.Tensor | None
+    sequences: list[int]
+    result: SequenceScores
+
+    def finish(self, values: npt.NDArray[np.float64], eos: npt.NDArray[np.float64]) -> None:
+        log_probs = self.merged.sums(values)
+        self.result.eos_log_probs[self.sequences] = eos[self.merged.ends]
+        self.result.log_probs[self.sequences] = np.where(np.isfinite(log_probs), log_probs, np.nan)
+        for i in np.flatnonzero(~np.isfinite(log_probs)):
+            self.result.reasons[self.sequences[i]] = f"the model gives log_prob {log_probs[i]}; try dtype float32"
+
+
+def _jobs(request: ScoreRequest, kept: list[int], result: SequenceScores) -> Iterator[_Job]:
+    """One tree for the request, or several where one would be too large for a forward pass."""
+    if not kept:
+        return
+    prefix, embeddings = split_prefix(request.prefix)
+    merged = merge([request.sequences[i] for i in kept], prefix)
+    if len(merged.tree) > MAX_NODES and len(kept) > 1:
+        ordered = sorted(kept, key=lambda i: request.sequences[i].tolist())
+        for half in (ordered[: len(kept) // 2], ordered[len(kept) // 2 :]):
+            yield from _jobs(request, half, result)
+    else:
+        yield _Job(merged, len(prefix), embeddings, kept, result)
+
+
+def _first_id(ids: int | Sequence[int] | None) -> int | None:
+    return ids[0] if isinstance(ids, Sequence) else ids

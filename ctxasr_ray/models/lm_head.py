@@ -1,0 +1,129 @@
+"""The LM head alone, run only where a score is read and in chunks, so that memory is bounded for any vocabulary.
+
+Letters: R hidden states, V vocabulary, D width, Q scores to read.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ctxasr_ray.stage import Costs
+
+LOGITS_LIMIT_BYTES: Final = 64 * 2**20
+"""Largest logits buffer at any moment."""
+
+
+class LmHead:
+    """Hidden states to logits exactly as the whole model computes them, soft-caps and scales included.
+
+    Args:
+        model: A causal LM of transformers.
+        base: Its body, whose output's first entry is the last hidden state.
+        probe_ids: (1, T) token ids on the model's device, on which the head is compared with the whole model.
+
+    Raises:
+        ValueError: the head cannot be separated from this model.
+    """
+
+    def __init__(self, model: Any, base: nn.Module, probe_ids: torch.Tensor, limit_bytes: int = LOGITS_LIMIT_BYTES):
+        self._model, self._base, self._limit_bytes = model, base, limit_bytes
+        self._probe_ids = probe_ids[:, :1]
+        self._linear: Any = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self._scale = float(getattr(model, "logit_scale", None) or 1.0)  # Cohere
+        self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        self._cap = getattr(config, "final_logit_softcapping", None)  # Gemma2
+        hidden = base(input_ids=probe_ids, use_cache=False)[0][0]
+        expected = model(input_ids=probe_ids, use_cache=False).logits[0].float()
+        self.num_outputs: int = expected.shape[-1]
+        self.width: int = hidden.shape[-1]
+        self._logits: Callable[[torch.Tensor], torch.Tensor] = self._direct
+        if self._linear is None or not _close(self._direct(hidden), expected, model.dtype):
+            self._logits = self._through_model
+            if not _close(self._through_model(hidden), expected, model.dtype):
+                raise ValueError(
+                    f"{type(model).__name__}: its logits are not a function of its last hidden state, so they cannot "
+                    "be computed in bounded memory; choose another causal LM."
+                )
+
+    def read(
+        self, hidden_RD: torch.Tensor, rows_Q: npt.NDArray[np.int64], tokens_Q: npt.NDArray[np.int64], costs: Costs
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Logits of single tokens and the normaliser of every row.
+
+        Args:
+            hidden_RD: Last hidden states, in the model's dtype.
+            rows_Q: Row of each score to read.
+            tokens_Q: Token id of each score to read.
+            costs: Counts `head_rows` and `peak_logits_bytes`.
+
+        Returns:
+            (Q,) float64 logits and (R,) float64 log-sum-exp over the vocabulary; log_prob = logit - normaliser.
+        """
+        order = np.argsort(rows_Q, kind="stable")
+        rows, tokens = rows_Q[order], tokens_Q[order]
+        picks, normalisers = np.empty(len(rows)), np.empty(len(hidden_RD))
+        row_bytes = self.num_outputs * (4 if hidden_RD.dtype == torch.float32 else 4 + hidden_RD.element_size())
+        step = max(1, self._limit_bytes // row_bytes)
+        for start in range(0, len(hidden_RD), step):
+            logits = self._logits(hidden_RD[start : start + step])
+            low, high = np.searchsorted(rows, (start, start + step))
+            at = torch.as_tensor(rows[low:high] - start, device=logits.device)
+            picks[low:high] = logits[at, torch.as_tensor(tokens[low:high], device=logits.device)].cpu().numpy()
+            highest = logits.amax(dim=1, keepdim=True)
+            total = logits.sub_(highest).exp_().sum(dim=1)  # in place: one buffer only
+            normalisers[start : start + step] = total.log_().add_(highest[:, 0]).cpu().numpy()
+            costs.count("head_rows", len(logits))
+            costs.peak("peak_logits_bytes", len(logits) * row_bytes)
+        result = np.empty(len(rows))
+        result[order] = picks
+        return result, normalisers
+
+    def pick(self, hidden_QD: torch.Tensor, tokens_Q: npt.NDArray[np.int64], costs: Costs) -> npt.NDArray[np.float64]:
+        """(Q,) float64 logits of one token each, without the rest of the vocabulary where the head is linear."""
+        if self._logits != self._direct or type(self._linear) is not nn.Linear:
+            return self.read(hidden_QD, np.arange(len(tokens_Q)), tokens_Q, costs)[0]
+        tokens = torch.as_tensor(tokens_Q, device=self._linear.weight.device)
+        hidden = hidden_QD.to(tokens.device).float()
+        logits = (hidden * self._linear.weight[tokens].float()).sum(dim=1)
+        if self._linear.bias is not None:
+            logits += self._linear.bias[tokens].float()
+        picked: npt.NDArray[np.float64] = self._finished(logits).cpu().numpy().astype(np.float64)
+        return picked
+
+    def _direct(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        return self._finished(self._linear(hidden_RD).float())
+
+    def _finished(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._scale != 1.0:
+            logits.mul_(self._scale)
+        if self._cap is not None:
+            logits.div_(self._cap).tanh_().mul_(self._cap)
+        return logits
+
+    def _through_model(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """Lets the model itself finish: one token through the body, whose output is replaced by these states."""
+
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (hidden_RD[None], *output[1:])
+            output.last_hidden_state = hidden_RD[None]
+            return output
+
+        handle = self._base.register_forward_hook(replace)
+        try:
+            logits: torch.Tensor = self._model(input_ids=self._probe_ids, use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
+        return logits
+
+
+def _close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
+    return got.shape == expected.shape and bool(
+        (got - expected).abs().max() <= tolerance * (1.0 + expected.abs().max())
+    )
