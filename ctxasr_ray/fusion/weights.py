@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from ctxasr_ray import text
 from ctxasr_ray.fusion.objective import Entry, parse_objective, read_counts
 from ctxasr_ray.fusion.scoring import LENGTH_BONUS, Inputs, features, read_inputs, source_names
+from ctxasr_ray.metrics.counts import same_rows
+from ctxasr_ray.metrics.significance import Blocks, choose_blocks
 from ctxasr_ray.nbest import ScoreMatrix, flatten, score_matrix
 from ctxasr_ray.schema import FITS, conform
 from ctxasr_ray.stage import Costs, Resources
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 NUM_CONFIGURATIONS: Final = 1
 """A fit counts once, however many cells its lines crossed: test data meet only the one set of weights that dev chose,
 so no correction for choosing among many applies to a test figure. Cells and lines stand in the receipt."""
-
-_FEWEST_BLOCKS: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,12 +150,12 @@ class Weights:
             ("/ties", [float(t) for t in best.ties], None, value),
         ]
         if config.num_bootstrap:
-            blocks_U = _blocks(inputs)
+            blocks = _blocks(inputs)
             with costs.timed("bootstrap"):
-                replicates_RD = search.bootstrap(best.weights, blocks_U, config.num_bootstrap)
+                replicates_RD = search.bootstrap(best.weights, blocks.index, config.num_bootstrap)
             intervals_D2 = percentile_intervals(replicates_RD).tolist()
             rows.append(("/bootstrap", np.median(replicates_RD, axis=0).tolist(), intervals_D2, None))
-            costs.count("blocks", int(blocks_U.max()) + 1)
+            costs.count("num_blocks", blocks.num_blocks)
         costs.count("utterances", inputs.hypotheses.num_rows)
         costs.count("unmovable", int(np.sum(~tuning_set.scored())))
         for name in ("num_lines", "num_corners", "num_cells"):
@@ -247,13 +247,11 @@ def _refuse_other_splits(inputs: Inputs, splits: tuple[str, ...]) -> None:
         raise ValueError(f"weights: rows of the splits {sorted(found)} are among the inputs; expected {splits} only.")
 
 
-def _blocks(inputs: Inputs) -> npt.NDArray[np.int64]:
-    """Who is resampled together: speakers, or sessions where fewer than 10 speakers are known, else utterances."""
-    rows = inputs.hypotheses.num_rows
-    for column in ("speaker_id", "session_id"):
-        if inputs.utterances is None or column not in inputs.utterances.column_names:
-            continue
-        names = inputs.utterances.column(column).to_pylist()
-        if None not in names and len(set(names)) >= _FEWEST_BLOCKS:
-            return np.unique(names, return_inverse=True)[1].astype(np.int64)
-    return np.arange(rows)
+def _blocks(inputs: Inputs) -> Blocks:
+    """Who is resampled together, as in the metrics: speakers if they are known."""
+    unknown = [None] * inputs.hypotheses.num_rows
+    if inputs.utterances is None:
+        return choose_blocks(unknown, unknown)
+    same_rows("utterances", inputs.utterances, "hypotheses", inputs.hypotheses)
+    speakers, sessions = (inputs.utterances.column(name).to_pylist() for name in ("speaker_id", "session_id"))
+    return choose_blocks(speakers, sessions)
