@@ -122,7 +122,7 @@ def biased_metrics(
         MetricCounts(
             metric=metric,
             unit="word",
-            normaliser=text.versioned(normaliser),
+            normaliser=normaliser,
             word_class=METRICS[metric][1],
             alignment=alignment,
             counted=counted,

@@ -32,7 +32,7 @@ class MetricCounts:
     metric: str
     unit: str
     normaliser: str
-    """With its version, for example `whisper_english.v1`."""
+    """Its name; the signature adds its version."""
     word_class: str
     alignment: str
     counted: npt.NDArray[np.bool_]
@@ -145,7 +145,7 @@ def count_metric(
     return MetricCounts(
         metric=metric,
         unit=unit,
-        normaliser=text.versioned(normaliser),
+        normaliser=normaliser,
         word_class=word_class,
         alignment=alignment,
         counted=counted,

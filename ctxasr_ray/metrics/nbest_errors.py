@@ -101,7 +101,7 @@ class _NbestErrors:
         repeated = reference_units[rows]
         has_reference = np.array([r is not None for r in references], bool)
         entries = []
-        label = {"unit": unit, "normaliser": text.versioned(self._config.normaliser)}
+        label = {"unit": unit, "normaliser": self._config.normaliser}
         if "all" in word_classes:
             counts = align.count(repeated, hypothesis_units, self._config.alignment)
             entries.append(

@@ -1,0 +1,64 @@
+"""Tables of a system beside UTTERANCES: an id that the system lacks is charged, never dropped.
+
+Shape letter: U utterances.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ctxasr_ray import align, text
+from ctxasr_ray.metrics.biased import common_words, keyword_words
+from ctxasr_ray.metrics.counts import COUNT_NAMES, MetricCounts
+
+
+def positions(table: pa.Table, ids: list[str]) -> tuple[npt.NDArray[np.int64], int]:
+    """(U,) row of each utterance in a table, -1 where it has none; and how many rows are nobody's."""
+    own = table.column("utterance_id").to_pylist()
+    if own == ids:
+        return np.arange(len(ids)), 0
+    where = {utterance_id: row for row, utterance_id in enumerate(own)}
+    at = np.array([where.get(utterance_id, -1) for utterance_id in ids], np.int64)
+    return at, len(own) - int((at >= 0).sum())
+
+
+def place(metric: MetricCounts, at: npt.NDArray[np.int64]) -> MetricCounts:
+    """The same counts in the order of UTTERANCES; zero and not counted where `at` is -1."""
+
+    def take(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.append(values, np.zeros(1, values.dtype))[at]
+
+    counts = align.Counts(*(take(getattr(metric.counts, name)) for name in COUNT_NAMES[:4]))
+    return MetricCounts(
+        metric=metric.metric,
+        unit=metric.unit,
+        normaliser=metric.normaliser,
+        word_class=metric.word_class,
+        alignment=metric.alignment,
+        counted=take(metric.counted),
+        counts=counts,
+    )
+
+
+def charge_deletions(
+    metric: MetricCounts, missing: npt.NDArray[np.bool_], utterances: pa.Table, common_words_path: str
+) -> None:
+    """Every unit of a missing utterance's reference becomes a deletion, as if the system had said nothing."""
+    common = common_words(common_words_path, metric.normaliser)
+    for row in np.flatnonzero(missing).tolist():
+        reference = utterances.column("reference")[row].as_py()
+        phrases = utterances.column("keywords")[row].as_py()
+        if reference is None or (metric.word_class != "all" and phrases is None):
+            continue
+        units = (
+            text.words(reference, metric.normaliser)
+            if metric.unit == "word"
+            else text.characters(reference, metric.normaliser)
+        )
+        if metric.word_class != "all":
+            biased = keyword_words(phrases, metric.normaliser, common)
+            units = [word for word in units if (word in biased) == (metric.word_class == "biased")]
+        metric.counts.deletions[row] = len(units)
+        metric.counted[row] = True
