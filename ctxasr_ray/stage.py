@@ -99,7 +99,11 @@ class StageConfig(Protocol):
     """Table name -> columns besides `utterance_id` that change the outputs; nothing else is handed in."""
     WRITES: ClassVar[str]
     """Table name, a key of `schema.TABLES`."""
-    resources: Resources
+
+    @property
+    def resources(self) -> Resources:
+        """What one actor asks of the cluster; a plain field in the frozen config."""
+        ...
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of everything outside the config that changes numbers: model files, tokenizer, catalogue.

@@ -1,0 +1,156 @@
+"""A quiet connection to Ray, and the refusal, in words, of a plan that the cluster cannot hold."""
+
+import contextlib
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ctxasr_ray.object_store import Folder, LocalFolder
+from ctxasr_ray.stage import Resources
+
+QUIET: Final = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Read by Ray when it is imported: one stray line instead of 35."""
+JOIN_S: Final = 60.0
+"""How long the nodes of a given cluster may take to join before a plan is refused."""
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402  # after QUIET, which it reads at import
+import ray.data  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+
+__all__ = ["JOIN_S", "Pool", "alive_nodes", "connected", "ray", "refuse_unfit", "refuse_unshared", "unplaced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What one actor pool of a dataset asks for."""
+
+    name: str
+    """Names of its steps."""
+    resources: Resources
+
+
+@contextlib.contextmanager
+def connected(address: str | None, num_cpus: float) -> Iterator[None]:
+    """A Ray connection: the caller's own, the cluster at an address, or a local one that lives as long as the block.
+
+    Args:
+        address: As `ray.init` takes it; None means RAY_ADDRESS if set, else a local cluster.
+        num_cpus: Logical CPUs that the pools need; a local cluster offers at least these, for actors that mostly wait.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        cpus = max(math.ceil(num_cpus), os.cpu_count() or 1)
+        options |= {"num_cpus": cpus, "include_dashboard": False}
+    ray.init(address=address, **options)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def alive_nodes() -> set[str]:
+    """Ids of the nodes that live now."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def refuse_unfit(pools: Sequence[Pool], *, wait_s: float) -> None:
+    """Makes sure that all actors of all pools of a dataset find a place at the same time.
+
+    Raises:
+        ValueError: they do not; says which pool, what it asks, what there is and what to change.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        homeless = unplaced(pools, [(dict(node["Resources"]), dict(node.get("Labels", {}))) for node in nodes])
+        if homeless is None:
+            return
+        if time.monotonic() > until:
+            break
+        time.sleep(1.0)
+    lines = [f"  {pool.name}: {pool.resources.num_actors} actors with {_asked(pool.resources)} each" for pool in pools]
+    offers = [f"  node {node['NodeManagerAddress']}: {_offered(node['Resources'])}" for node in nodes]
+    raise ValueError(
+        f"the cluster cannot hold all pools at once; '{homeless.name}' finds no place for one of its actors. Asked:\n"
+        + "\n".join(lines)
+        + "\nThe cluster has:\n"
+        + "\n".join(offers)
+        + "\nAsk for fewer actors or smaller ones (`resources` of the step), or add nodes. Nothing was started."
+    )
+
+
+def unplaced(pools: Sequence[Pool], nodes: Sequence[tuple[dict[str, float], dict[str, str]]]) -> Pool | None:
+    """The first pool with an actor that fits nowhere, largest actors placed first; None when all fit.
+
+    Args:
+        pools: Pools that live at the same time.
+        nodes: Per node its resources (CPU, GPU, memory) and its labels.
+    """
+    free = [(dict(resources), labels) for resources, labels in nodes]
+    order = sorted(pools, key=lambda pool: (-pool.resources.num_gpus, -pool.resources.num_cpus))
+    for pool in order:
+        need = {"CPU": pool.resources.num_cpus, "GPU": pool.resources.num_gpus, "memory": pool.resources.memory_bytes}
+        for _ in range(pool.resources.num_actors):
+            for resources, labels in free:
+                suits = all(labels.get(key) == value for key, value in pool.resources.label_selector.items())
+                if suits and all(resources.get(kind, 0.0) >= amount - 1e-9 for kind, amount in need.items()):
+                    for kind, amount in need.items():
+                        resources[kind] = resources.get(kind, 0.0) - amount
+                    break
+            else:
+                return pool
+    return None
+
+
+def _asked(resources: Resources) -> str:
+    parts = [f"{resources.num_cpus:g} CPU"]
+    if resources.num_gpus:
+        parts.append(f"{resources.num_gpus:g} GPU")
+    if resources.memory_bytes:
+        parts.append(f"{resources.memory_bytes / 2**30:.1f} GiB")
+    parts += [f"label {key}={value}" for key, value in resources.label_selector.items()]
+    return ", ".join(parts)
+
+
+def _offered(resources: dict[str, float]) -> str:
+    memory = resources.get("memory", 0.0) / 2**30
+    return f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU, {memory:.1f} GiB"
+
+
+def refuse_unshared(folder: Folder) -> None:
+    """Makes sure that every node sees the run folder.
+
+    Raises:
+        ValueError: it is local and some node has another disk there.
+    """
+    nodes = sorted(alive_nodes())
+    if not isinstance(folder, LocalFolder) or len(nodes) < 2:
+        return
+    key = f".seen-{uuid.uuid4().hex}"
+    folder.create(key, b"1")
+
+    sees = ray.remote(num_cpus=0)(os.path.exists)
+    try:
+        strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        path = str(folder.path(key))
+        seen = ray.get([sees.options(scheduling_strategy=strategy).remote(path) for strategy in strategies])
+    finally:
+        folder.delete(key)
+    blind = [node for node, saw in zip(nodes, seen, strict=True) if not saw]
+    if blind:
+        raise ValueError(
+            f"run folder '{folder.root}' is local, but the cluster has {len(nodes)} nodes and {len(blind)} of "
+            "them do not see it. Choose a --root that all nodes see: a shared disk, or s3://bucket/prefix."
+        )

@@ -1,0 +1,227 @@
+"""The Ray Data executor: one actor pool per model, side by side; only descriptions of shards travel.
+
+Each segment is one dataset per wave, a chain of `map_batches`; every stage reads its inputs from committed tables and
+commits its own, so that whatever dies is simply done again, unless it was committed.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import pyarrow as pa
+
+from ctxasr_ray.attempts import Attempts
+from ctxasr_ray.distributed.cluster import JOIN_S, Pool, alive_nodes, connected, ray, refuse_unfit, refuse_unshared
+from ctxasr_ray.execution import OnProgress, Run, RunSummary, Segment
+from ctxasr_ray.stage import Resources, Step
+from ctxasr_ray.stage_calls import RunError
+from ctxasr_ray.store import Shard, Store
+from ctxasr_ray.worker import Report, Worker, gather_step
+
+WAVE: Final = 5000
+"""Shards per dataset: bounds the driver's memory; a further dataset costs seconds and a model load."""
+_ROW: Final = pa.schema([("shard", pa.string()), ("reports", pa.string())])
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """All that an actor must know; travels once."""
+
+    root: str
+    steps: tuple[Step, ...]
+    stage_hashes: Mapping[str, str]
+    gathered: Mapping[str, str]
+    run: str
+    redo: Mapping[str, Mapping[str, int]]
+
+
+class ShardWorker:
+    """An actor: a few steps on one shard after another."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        """Opens the run folder; models are born at the first shard that needs them."""
+        store = Store(assignment.root, stage_hashes=assignment.stage_hashes)
+        store.gathered = dict(assignment.gathered)
+        node = ray.get_runtime_context().get_node_id()
+        attempts = Attempts(store.folder, run=assignment.run, node=node, is_alive=lambda name: name in alive_nodes())
+        self._workers = [
+            Worker(store, step, attempts, redo=assignment.redo.get(step.name, {})) for step in assignment.steps
+        ]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row: a shard's description, and the reports of the steps that it has been through."""
+        rows = []
+        for row in batch.to_pylist():
+            shard = Shard(**json.loads(row["shard"]))
+            reports = [asdict(worker.process(shard)) for worker in self._workers]
+            rows.append({"shard": row["shard"], "reports": json.dumps(json.loads(row["reports"]) + reports)})
+        return pa.Table.from_pylist(rows, schema=_ROW)
+
+
+def run_ray(
+    store: Store,
+    steps: Sequence[Step],
+    shards: Sequence[Shard],
+    *,
+    on_progress: OnProgress | None = None,
+    address: str | None = None,
+    retry_errors: bool = False,
+) -> RunSummary:
+    """Runs steps on actor pools of a Ray cluster; the tables are those of `execution.run_inline`.
+
+    Args:
+        store: The run folder.
+        steps: Every step after its parents.
+        shards: Shards of the run, all splits together.
+        on_progress: Called in the driver after each piece of work.
+        address: Of a cluster, as `ray.init` takes it; None for a local one.
+        retry_errors: Redo rows that carry an error, as a further attempt of their shard.
+
+    Raises:
+        RunError, StoreError, ContractError: as `execution.run_inline`.
+        ValueError: also pools that the cluster cannot hold, and a local folder that some node does not see.
+    """
+    run = Run(store, steps, shards, on_progress=on_progress, retry_errors=retry_errors)
+    pools = [_pools(segment.per_shard) for segment in run.segments]
+    needed = max((_cpus(each) for each in pools), default=1.0)
+    with connected(address, needed):
+        refuse_unshared(store.folder)
+        wait_s = JOIN_S if address is not None or "RAY_ADDRESS" in os.environ else 0.0
+        for each in pools:
+            refuse_unfit([pool for pool, _ in each], wait_s=wait_s)
+        for segment in run.segments:
+            with run.leases(segment):
+                _run_segment(run, segment)
+                for step in segment.gathered:
+                    run.record(gather_step(store, step, shards))
+        return run.finish()
+
+
+def _cpus(pools: Sequence[tuple[Pool, tuple[Step, ...]]]) -> float:
+    return sum(pool.resources.num_cpus * pool.resources.num_actors for pool, _ in pools)
+
+
+def _pools(steps: Sequence[Step]) -> list[tuple[Pool, tuple[Step, ...]]]:
+    """One pool per step; neighbours that ask for less than one CPU share one, because a pool costs a second."""
+    groups: list[list[Step]] = []
+    for step in _light_ones_late(steps):
+        if groups and _is_light(step) and _is_light(groups[-1][-1]):
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    found = []
+    for group in groups:
+        asked: Resources = group[0].config.resources
+        actors = max(step.config.resources.num_actors for step in group)
+        cpus = max(step.config.resources.num_cpus for step in group)
+        name = " + ".join(step.name for step in group)
+        found.append((Pool(name, replace(asked, num_actors=actors, num_cpus=cpus)), tuple(group)))
+    return found
+
+
+def _is_light(step: Step) -> bool:
+    resources = step.config.resources
+    return resources.num_cpus < 1 and resources.num_gpus == 0 and not resources.label_selector
+
+
+def _light_ones_late(steps: Sequence[Step]) -> list[Step]:
+    """The same steps, parents first, light ones put off until a heavy one needs them: so they become neighbours."""
+    order: list[Step] = []
+
+    def place(step: Step) -> None:
+        for parent in step.inputs:
+            if any(parent is each for each in steps):
+                place(parent)
+        if not any(step is each for each in order):
+            order.append(step)
+
+    for step in sorted(steps, key=_is_light):
+        place(step)
+    return order
+
+
+def _run_segment(run: Run, segment: Segment) -> None:
+    """One dataset per wave over the shards with something to do; the others are only counted."""
+    store = run.store
+    pending = []
+    store.snapshot()
+    for shard in run.shards:
+        reports = [_committed(run, step, shard) for step in segment.per_shard]
+        if None in reports:
+            pending.append(shard)
+        else:
+            for report in reports:
+                run.record(report)  # type: ignore[arg-type]  # none is None here
+    store.forget_listings()
+    for first in range(0, len(pending), WAVE):
+        _run_wave(run, segment, pending[first : first + WAVE])
+
+
+def _committed(run: Run, step: Step, shard: Shard) -> Report | None:
+    key = run.store.locate(step, shard)
+    if key is None or run.redo.get(step.name, {}).get(shard.name, 1) > run.store.attempt(key):
+        return None
+    failures = int(run.store.footer(key).receipt["failures"])
+    return Report(step.name, shard.name, "skipped", shard.num_rows, failures, 0.0, 0.0)
+
+
+def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard]) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = [{"shard": json.dumps(shard.to_dict()), "reports": "[]"} for shard in shards]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    hashes = {step.name: run.store.stage_hash(step) for step in _with_parents(segment.per_shard)}
+    for pool, steps in _pools(segment.per_shard):
+        assignment = Assignment(run.store.root, steps, hashes, run.store.gathered, run.name, run.redo)
+        dataset = dataset.map_batches(
+            ShardWorker,
+            fn_constructor_args=(assignment,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=pool.resources.num_actors),
+            **_options(pool.resources),
+        )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for reports in batch["reports"].to_pylist():
+                for report in json.loads(reports):
+                    run.record(Report(**report))
+    except ray.exceptions.RayError as error:
+        raise _own_fault(error) from error
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": resources.num_cpus}
+    if resources.num_gpus:
+        options["num_gpus"] = resources.num_gpus
+    if resources.memory_bytes:
+        options["memory"] = resources.memory_bytes
+    if resources.label_selector:
+        options["label_selector"] = dict(resources.label_selector)
+    return options
+
+
+def _with_parents(steps: Sequence[Step]) -> list[Step]:
+    found: dict[str, Step] = {}
+    for step in steps:
+        for each in (*_with_parents(step.inputs), step):
+            found[each.name] = each
+    return list(found.values())
+
+
+def _own_fault(error: BaseException) -> Exception:
+    """The worker's own exception out of Ray's wrapping, or a RunError that says what Ray says."""
+    inner: BaseException | None = error
+    while inner is not None:
+        cause = getattr(inner, "cause", None) or inner.__cause__
+        if isinstance(inner, RunError | ValueError) and not isinstance(inner, ray.exceptions.RayError):
+            return inner
+        inner = cause
+    return RunError(
+        f"Ray stopped the run: {error}\nWhat is committed stays; run the same command again to go on from there."
+    )

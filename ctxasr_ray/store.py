@@ -1,0 +1,325 @@
+"""The run folder: committed tables, found by what they were made from, written once, whole, and never overwritten.
+
+`root/<table>/<stage name>-<16 hex>/<shard name>-<16 hex>.parquet`: the first hex is the stage hash, the second the
+identity, the digest of the columns that the stage reads of that shard. So a folder is its own cache: what changed has
+another name, and what did not is there already. Digests and the receipt travel in the Parquet footer.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from ctxasr_ray import schema
+from ctxasr_ray.identity import column_digests, digest, stage_hash
+from ctxasr_ray.object_store import StoreError
+from ctxasr_ray.shards import Shard, cut
+from ctxasr_ray.stage import GATHERED, Step
+from ctxasr_ray.table_files import Committed, Footer, TableFiles
+
+__all__ = ["Committed", "Footer", "Shard", "Store", "StoreError", "stage_hash"]
+
+
+class Store(TableFiles):
+    """A run folder, local or on S3. Cheap to make, and to send to a worker by its root."""
+
+    def __init__(self, root: str | os.PathLike[str], *, stage_hashes: Mapping[str, str] | None = None) -> None:
+        """Opens a run folder without touching it.
+
+        Args:
+            root: A path, or s3://bucket/prefix; need not exist yet.
+            stage_hashes: Step name -> stage hash as computed by a driver; saves a worker from digesting model files.
+
+        Raises:
+            ValueError: the folder was written in another format or schema version.
+        """
+        super().__init__(root)
+        self.gathered: dict[str, str] = {}
+        """Stage hash -> key of the artefact that stages with a FITS parent read; see `resolve`."""
+        self._known_hashes = dict(stage_hashes or {})
+        self._hashes: dict[int, tuple[Step, str]] = {}
+
+    def forget(self) -> None:
+        """Ends `snapshot` and forgets gathered artefacts."""
+        self.forget_listings()
+        self.gathered = {}
+
+    # -- corpora
+
+    def add_corpus(self, utterances: pa.Table, *, shard_audio_s: float, seed: int) -> list[Shard]:
+        """Cuts UTTERANCES into shards (see `shards.cut`) and commits them.
+
+        Adding the same table again changes nothing. A table with mended references commits new files under the same
+        shard names, which `shards` then returns; the stages that do not read references find their work done.
+
+        Args:
+            utterances: All utterances of one or more corpora and splits.
+            shard_audio_s: Seconds of audio per shard.
+            seed: Of the draw.
+
+        Returns:
+            All shards, by corpus, split and number.
+
+        Raises:
+            ValueError, ContractError: see `shards.cut`.
+            StoreError: the folder cannot be written.
+        """
+        cuts = cut(utterances, shard_audio_s=shard_audio_s, seed=seed)
+        self.prepare()
+        added = []
+        for (corpus, split), pieces in cuts.items():
+            shards = []
+            for number, (table, audio_s) in enumerate(pieces):
+                name = f"{corpus}-{split}-{number:05d}"
+                identity = digest([column_digests(table), table.num_rows])
+                key = f"{_CORPUS_FOLDER}/{name}-{identity[:16]}.parquet"
+                self.commit(key, table, "utterances", identity, {"failures": 0})
+                shards.append(Shard(name, corpus, split, table.num_rows, audio_s, f"{self.root}/{key}"))
+            self._publish_manifest(corpus, split, shards)
+            added += shards
+        return added
+
+    def shards(self, corpus: str, split: str | None = None) -> list[Shard]:
+        """The shards of a corpus as last added, by split and number; empty if it was never added."""
+        found = []
+        for each in (split,) if split else sorted(schema.SPLITS):
+            numbers = self._manifests(corpus, each)
+            if numbers:
+                rows = json.loads(self.folder.read(_manifest_key(corpus, each, numbers[-1])))
+                found += [Shard(**{**row, "uri": f"{self.root}/{row['uri']}"}) for row in rows]
+        return found
+
+    def _manifests(self, corpus: str, split: str) -> list[int]:
+        pattern = re.compile(re.escape(f"{corpus}-{split}.") + r"(\d+)\.json")
+        return sorted(int(m[1]) for m in map(pattern.fullmatch, self.folder.names("utterances/manifests")) if m)
+
+    def _publish_manifest(self, corpus: str, split: str, shards: Sequence[Shard]) -> None:
+        rows = [{**shard.to_dict(), "uri": self.key_of(shard)} for shard in shards]
+        data = json.dumps(rows, indent=1).encode()
+        numbers = self._manifests(corpus, split)
+        if numbers and self.folder.read(_manifest_key(corpus, split, numbers[-1])) == data:
+            return
+        number = numbers[-1] + 1 if numbers else 1
+        while not self.folder.create(_manifest_key(corpus, split, number), data):
+            number += 1
+
+    def key_of(self, shard: Shard) -> str:
+        """The key of a shard's UTTERANCES file.
+
+        Raises:
+            ValueError: the shard belongs to another run folder.
+        """
+        if not shard.uri.startswith(f"{self.root}/"):
+            raise ValueError(f"shard {shard.name} lies in '{shard.uri}', not in this run folder '{self.root}'.")
+        return shard.uri.removeprefix(f"{self.root}/")
+
+    # -- identity and place
+
+    def stage_hash(self, step: Step) -> str:
+        """See `identity.stage_hash`; computed once per step."""
+        kept = self._hashes.get(id(step))
+        if kept is None:
+            kept = self._hashes[id(step)] = (step, stage_hash(step, self._known_hashes))
+        return kept[1]
+
+    def table_folder(self, step: Step) -> str:
+        """`<table>/<stage name>-<16 hex>`."""
+        if step.config.WRITES == "utterances":
+            return _CORPUS_FOLDER
+        return f"{step.config.WRITES}/{step.config.NAME}-{self.stage_hash(step)[:16]}"
+
+    def inputs(self, step: Step, shard: Shard) -> list[str] | None:
+        """Keys of the committed files that a per-shard step reads for a shard; None while one is pending."""
+        keys = [self.locate(parent, shard) for parent in step.inputs]
+        return None if None in keys else [key for key in keys if key is not None]
+
+    def base(self, step: Step, shard: Shard) -> tuple[str, str] | None:
+        """The name that a step's table of a shard has or will have, without attempt and ending, and its identity.
+
+        Returns:
+            None while a parent is pending: a child knows its identity only when its parents are committed.
+        """
+        keys = self.inputs(step, shard)
+        if keys is None:
+            return None
+        identity = self._identity(step, [[key] for key in keys])
+        return f"{self.table_folder(step)}/{shard.name}-{identity[:16]}", identity
+
+    def locate(self, step: Step, shard: Shard) -> str | None:
+        """Key of the highest committed attempt of a step's table of a shard; None while there is none."""
+        if step.config.WRITES == "utterances":
+            return self.key_of(shard)
+        if step.config.WRITES in GATHERED:
+            return self.gathered.get(self.stage_hash(step))
+        base = self.base(step, shard)
+        return None if base is None else self.highest(base[0])
+
+    def gathered_inputs(self, step: Step, shards: Sequence[Shard]) -> list[list[str]] | None:
+        """Per input of a gathered step the keys of the files that it reads, shards sorted by name.
+
+        Raises:
+            ValueError: a fit would read a test row.
+        """
+        splits = step.config.splits  # type: ignore[attr-defined]  # only configs of gathered stages have it
+        chosen = sorted((shard for shard in shards if shard.split in splits), key=lambda shard: shard.name)
+        if step.config.WRITES == "fits" and any(shard.split == "test" for shard in chosen):
+            raise ValueError(
+                f"step '{step.name}' fits values on splits {tuple(splits)}: a fit that reads a test row is refused, "
+                "because the test split is for reporting only. Fit on dev."
+            )
+        found = []
+        for parent in step.inputs:
+            keys = [self.locate(parent, shard) for shard in (chosen[:1] if _is_gathered(parent) else chosen)]
+            if _is_gathered(parent) and not chosen:
+                keys = [self.gathered.get(self.stage_hash(parent))]
+            if None in keys:
+                return None
+            found.append([key for key in keys if key is not None])
+        return found
+
+    def gathered_base(self, step: Step, shards: Sequence[Shard]) -> tuple[str, str] | None:
+        """As `base`, for a step with one artefact over all shards of its splits."""
+        keys = self.gathered_inputs(step, shards)
+        if keys is None:
+            return None
+        identity = self._identity(step, keys)
+        splits = "-".join(step.config.splits)  # type: ignore[attr-defined]  # see gathered_inputs
+        return f"{self.table_folder(step)}/{splits}-{identity[:16]}", identity
+
+    def resolve(self, steps: Sequence[Step], shards: Sequence[Shard]) -> None:
+        """Finds the gathered artefacts of a run, so that tables made with them can be read.
+
+        Args:
+            steps: Steps of the run; their ancestors are looked at too.
+            shards: All shards of the run.
+        """
+        for step in steps:
+            self.resolve(step.inputs, shards)
+            if _is_gathered(step) and self.stage_hash(step) not in self.gathered:
+                base = self.gathered_base(step, shards)
+                key = None if base is None else self.highest(base[0])
+                if key is not None:
+                    self.gathered[self.stage_hash(step)] = key
+
+    def _identity(self, step: Step, keys: Sequence[Sequence[str]]) -> str:
+        read = []
+        for parent, files in zip(step.inputs, keys, strict=True):
+            columns = self.columns_read(step, parent)
+            read.append([[self.footer(key).columns[column] for column in columns] for key in files])
+        return digest([self.stage_hash(step), read])
+
+    @staticmethod
+    def columns_read(step: Step, parent: Step) -> tuple[str, ...]:
+        """The columns of a parent's table that a step reads: `utterance_id` where there is one, and its `READS`.
+
+        Raises:
+            ValueError: the config does not say what it reads of that table, or names a column that it lacks.
+        """
+        table = parent.config.WRITES
+        names = schema.TABLES[table].names
+        wanted = step.config.READS.get(table)
+        if wanted is None or not set(wanted) <= set(names):
+            raise ValueError(
+                f"step '{step.name}' ({step.config.NAME}) has '{parent.name}' as input, which writes {table}: "
+                f"got READS {dict(step.config.READS)}; expected an entry for {table} with columns among {names}."
+            )
+        first = ("utterance_id",) if names[0] == "utterance_id" else ()
+        return first + tuple(column for column in wanted if column not in first)
+
+    def read(self, step: Step, shard: Shard) -> pa.Table:
+        """The committed table of one shard.
+
+        Raises:
+            StoreError: it is not committed yet, or damaged.
+        """
+        return self.read_key(self._located(step, shard))
+
+    def read_receipt(self, step: Step, shard: Shard) -> Mapping[str, Any]:
+        """The receipt of one shard: rows, failures, seconds, counters, device, attempt, versions.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        return self.footer(self._located(step, shard)).receipt
+
+    def _located(self, step: Step, shard: Shard) -> str:
+        key = self.locate(step, shard)
+        if key is None:
+            raise StoreError(
+                f"step '{step.name}', shard {shard.name}: not committed in {self.root}; run the evaluation first."
+            )
+        return key
+
+    def gather(self, step: Step, shards: Sequence[Shard]) -> pa.Table:
+        """The rows of many shards in the order given, or the one artefact of a gathered step.
+
+        Args:
+            step: A step of the run.
+            shards: Shards to read. Where the step is gathered or has a fit among its ancestors, either these
+                are all shards of the run, or `resolve` has been called with them.
+
+        Raises:
+            StoreError: as `read`.
+        """
+        self.resolve([step], shards)
+        if _is_gathered(step):
+            return self.read_key(self._artefact(step))
+        tables = [self.read(step, shard) for shard in shards]
+        return pa.concat_tables(tables).combine_chunks() if tables else schema.TABLES[step.config.WRITES].empty_table()
+
+    def _artefact(self, step: Step) -> str:
+        key = self.gathered.get(self.stage_hash(step))
+        if key is None:
+            raise StoreError(
+                f"step '{step.name}': no artefact for these shards in {self.root}; run the evaluation first, "
+                "or call `resolve` with all shards of the run."
+            )
+        return key
+
+    def costs(self, steps: Sequence[Step], shards: Sequence[Shard]) -> list[dict[str, Any]]:
+        """One row per committed step and shard: its receipt, and what it is a receipt of."""
+        self.resolve(steps, shards)
+        rows: list[dict[str, Any]] = []
+        for step in steps:
+            if step.config.WRITES == "utterances":
+                continue
+            about = {"step": step.name, "stage": step.config.NAME, "table": step.config.WRITES}
+            if _is_gathered(step):
+                key = self.gathered.get(self.stage_hash(step))
+                if key is not None:
+                    rows.append(
+                        {
+                            **about,
+                            "shard": None,
+                            "corpus": None,
+                            "split": None,
+                            "audio_s": 0.0,
+                            **self.footer(key).receipt,
+                        }
+                    )
+                continue
+            for shard in shards:
+                key = self.locate(step, shard)
+                if key is not None:
+                    place = {
+                        "shard": shard.name,
+                        "corpus": shard.corpus,
+                        "split": shard.split,
+                        "audio_s": shard.audio_s,
+                    }
+                    rows.append({**about, **place, **self.footer(key).receipt})
+        return rows
+
+
+def _is_gathered(step: Step) -> bool:
+    return step.config.WRITES in GATHERED
+
+
+_CORPUS_FOLDER: Final = f"utterances/corpus-{digest(['utterances', schema.SCHEMA_VERSION])[:16]}"
+
+
+def _manifest_key(corpus: str, split: str, number: int) -> str:
+    return f"utterances/manifests/{corpus}-{split}.{number}.json"
