@@ -1,5 +1,7 @@
 """N-best lists and scores between Arrow and numpy."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,9 +20,9 @@ from ctxasr_ray.nbest import (
 from ctxasr_ray.schema import ContractError
 
 
-def hypothesis(text: str, ctc: float | None = -1.0, **fields: object) -> Hypothesis:
+def hypothesis(text: str, ctc: float | None = -1.0, **fields: Any) -> Hypothesis:
     scores = () if ctc is None else (Score(source="ctc", kind="log_prob", log_prob=ctc),)
-    return Hypothesis(text=text, scores=scores, **fields)  # type: ignore[arg-type]  # test values by name
+    return Hypothesis(text=text, scores=scores, **fields)
 
 
 def ragged() -> pa.Table:

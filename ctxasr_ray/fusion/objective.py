@@ -120,16 +120,9 @@ def read_counts(
         terms: From `parse_objective`.
 
     Raises:
-        ContractError: other utterances, counts that are not parallel to the hypotheses, or a term
-            that the table does not hold.
+        ContractError: counts that are not parallel to the hypotheses, or a term that the table does not hold.
         ValueError: no utterance has a reference for a term.
     """
-    ids = nbest_errors.column("utterance_id").to_pylist()
-    if ids != utterance_ids:
-        raise ContractError(
-            f"nbest_errors: {len(ids)} ids that are not the {len(utterance_ids)} of the hypotheses, in their order; "
-            "count the errors of the current HYPOTHESES."
-        )
     per_hypothesis: list[npt.NDArray[np.float64]] = []
     constants: list[npt.NDArray[np.float64]] = []
     references: list[npt.NDArray[np.float64]] = []
@@ -138,12 +131,12 @@ def read_counts(
         entry = Entry.find(nbest_errors, term.unit, term.normaliser, term.word_class)
         if entry.reference_lengths.sum() == 0:
             raise ValueError(
-                f"objective term {term.metric}|{term.unit}|{term.normaliser}|{term.word_class}: none of the {len(ids)} "
-                "utterances has a reference for it; tune on a split with references."
+                f"objective '{term.metric}|{term.unit}|{term.normaliser}|{term.word_class}': none of the "
+                f"{len(empty_U)} utterances has a reference for it; tune on a split with references."
             )
         references.append(entry.reference_lengths)
         for name in term.columns:
-            per_hypothesis.append(entry.parallel(name, offsets, ids))
+            per_hypothesis.append(entry.parallel(name, offsets, utterance_ids))
             lost = name in ("errors", "false_negatives")
             constants.append(np.where(empty_U & lost, entry.reference_lengths, 0.0))
     return Counts(terms, np.stack(per_hypothesis, 1), np.stack(constants, 1), np.stack(references, 1))

@@ -227,7 +227,7 @@ def _scales(tuning_set: TuningSet, bounds_D2: Floats) -> Floats:
     spread_D = np.sqrt(np.mean((values_HD - np.repeat(means_UD, lengths[scored], axis=0)) ** 2, axis=0))
     fixed = bounds_D2[:, 0] == bounds_D2[:, 1]
     loud = float(np.max(spread_D[fixed] * np.abs(bounds_D2[fixed, 0]), initial=0.0)) or 1.0
-    scales_D = np.zeros_like(spread_D)
+    scales_D: Floats = np.zeros(len(spread_D))
     scales_D[spread_D > 0] = loud / spread_D[spread_D > 0]
     return scales_D
 

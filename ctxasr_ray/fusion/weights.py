@@ -195,6 +195,7 @@ def read_tuning_set(config: WeightsConfig, inputs: Inputs) -> tuple["TuningSet",
 
     if inputs.nbest_errors is None:
         raise ValueError("weights: no NBEST_ERRORS among the inputs; add the step that counts errors per hypothesis.")
+    same_rows("nbest_errors", inputs.nbest_errors, "hypotheses", inputs.hypotheses)
     flat = flatten(inputs.hypotheses)
     matrix = score_matrix(inputs.hypotheses, inputs.scores)
     names = _names(config, matrix)
