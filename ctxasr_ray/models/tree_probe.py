@@ -42,7 +42,7 @@ def tree_refusal(lm: "CausalLm", ids: Sequence[int]) -> str | None:
     expected = _one_by_one(lm, ids)
     refusal = None
     if lm.body.plan == "refuse":
-        refusal = f"layers of type {', '.join(sorted(set(lm.body.config.layer_types)))}"
+        refusal = f"{lm.body.config.model_type} has layers that are no attention over positions"
     else:
         try:
             refusal = _verdict(
