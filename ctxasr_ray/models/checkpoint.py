@@ -125,9 +125,13 @@ def load_model(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
         options: Passed on: dtype, attn_implementation, device_map.
 
     Raises:
-        ValueError: the architecture needs code of the checkpoint, or weights of it are missing (transformers
-            would fill them with random numbers), for example a pretrained encoder without its CTC head.
+        ValueError: the architecture needs code of the checkpoint, or weights are missing or of another shape
+            (transformers would fill them with random numbers), for example an encoder without its CTC head.
     """
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the run has one bar of its own
     try:
         model, info = auto_class.from_pretrained(
             str(checkpoint.directory),
@@ -135,13 +139,24 @@ def load_model(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # listed below, with the names; transformers would only say how many
             **options,
         )
     except (ValueError, KeyError) as error:
         raise ValueError(f"model '{checkpoint.name}' cannot be loaded as {auto_class.__name__}: {error}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    files = ", ".join(p.name for p in checkpoint.weight_files)
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, got, expected = mismatched[0]
+        raise ValueError(
+            f"model '{checkpoint.name}': weight '{name}' in {files} has shape {tuple(got)}, config.json asks for "
+            f"{tuple(expected)}; the two do not belong together."
+        )
     missing = sorted(info["missing_keys"])
     if missing:
-        files = ", ".join(p.name for p in checkpoint.weight_files)
         raise ValueError(
             f"model '{checkpoint.name}': {files} lacks {len(missing)} weights that {type(model).__name__} needs, "
             f"first {missing[:3]}; give a checkpoint that was trained for this task."

@@ -1,0 +1,1 @@
+"""models -> N-best: one beam, its in-search fusions."""

@@ -1,0 +1,202 @@
+"""CTC prefix beam search: log-probs of one utterance -> its most probable labellings.
+
+The step of `ctc_kernels` is written once and run two ways with equal results: `CtcBeamSearch.search` runs a whole
+utterance in compiled code; `begin`, `advance`, `finish` run frame by frame, where in-search fusions change
+candidates and rows. Letters: T frames, V labels of the recogniser, K beam rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ctxasr_ray.search.ctc_kernels import expand, log_add, only_blank, prune_labels, run, select
+from ctxasr_ray.search.ctc_state import (
+    Beam,
+    Candidates,
+    Floats,
+    Int32s,
+    Trie,
+    empty_beam,
+    empty_candidates,
+    empty_trie,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelling:
+    """One label sequence that the search kept."""
+
+    token_ids: Int32s
+    log_prob: float
+    """ln P of its alignments that survived the pruning, in nats; at most the exact forced score."""
+    fusion: float
+    """What in-search fusions added; 0 without any."""
+
+
+@dataclass(slots=True)
+class BeamState:
+    """One utterance in the middle of its search."""
+
+    trie: Trie
+    beam: Beam
+    spare: Beam
+    """The other of two buffers; the step writes into it and swaps."""
+    candidates: Candidates
+    frame: int = 0
+    """Frames that are done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CtcBeamSearch:
+    """Searches any CTC recogniser's output; holds no model and is safe to share between threads."""
+
+    blank_id: int
+    num_labels: int
+    """V, with the blank."""
+    beam_size: int = 50
+    """Rows that are kept after each frame; also the longest N-best list."""
+    max_labels_per_frame: int = 32
+    """New labels that a row may write in one frame: the most probable ones. Blanks and repeats are never pruned."""
+    min_label_log_prob: float = -8.0
+    """Nats; a less probable label is not written in this frame unless it is the frame's most probable."""
+    beam_threshold: float = 16.0
+    """Nats below the best row at which a row is dropped."""
+    blank_skip_prob: float | None = 0.999
+    """Frames with a more probable blank are taken to be blank for every row; None searches every frame."""
+    suppressed: tuple[int, ...] = ()
+    """Labels that are never written (<s>, <unk>, ...)."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that no search can run with."""
+        if not 0 <= self.blank_id < self.num_labels:
+            raise ValueError(f"blank_id is {self.blank_id}; expected 0 to {self.num_labels - 1}, a label of the model.")
+        if self.beam_size < 1 or self.max_labels_per_frame < 1:
+            raise ValueError(
+                f"beam_size is {self.beam_size}, max_labels_per_frame {self.max_labels_per_frame}; expected at least 1."
+            )
+        if self.blank_skip_prob is not None and not 0.5 <= self.blank_skip_prob <= 1.0:
+            raise ValueError(f"blank_skip_prob is {self.blank_skip_prob}; expected 0.5 to 1, or None for no skipping.")
+
+    def search(self, log_probs_TV: npt.ArrayLike) -> list[Labelling]:
+        """The most probable labellings of an utterance, best first, at most `beam_size`.
+
+        Args:
+            log_probs_TV: Natural logarithms, log-softmax at temperature 1; -inf is allowed, nan is not.
+
+        Raises:
+            ValueError: another number of labels than `num_labels`, or nan.
+        """
+        log_probs = self._checked(log_probs_TV)
+        state = self.begin(len(log_probs))
+        state.beam, state.spare = run(
+            log_probs,
+            self.blank_id,
+            self._suppressed(),
+            self._skip(),
+            self.min_label_log_prob,
+            self.beam_threshold,
+            np.empty(min(self.max_labels_per_frame, self.num_labels), dtype=np.int32),
+            state.trie,
+            state.beam,
+            state.spare,
+            state.candidates,
+        )
+        return self.finish(state)
+
+    def begin(self, num_frames: int, num_fusion_states: int = 0) -> BeamState:
+        """A search before its first frame.
+
+        Args:
+            num_frames: Frames that `advance` will be called for, at most.
+            num_fusion_states: int32 states per row that in-search fusions carry along.
+        """
+        max_labels = min(self.max_labels_per_frame, self.num_labels)
+        return BeamState(
+            trie=empty_trie(num_frames * self.beam_size + 1),
+            beam=empty_beam(self.beam_size, num_fusion_states),
+            spare=empty_beam(self.beam_size, num_fusion_states),
+            candidates=empty_candidates(self.beam_size * (max_labels + 1)),
+        )
+
+    def expand(self, state: BeamState, log_probs_V: npt.ArrayLike, *, bonuses: bool = False) -> bool:
+        """Fills `state.candidates` for the next frame; False where the frame was skipped as blank.
+
+        Args:
+            state: Changed in place.
+            log_probs_V: One frame.
+            bonuses: A fusion may raise scores before `prune`, so candidates below the threshold are kept too.
+        """
+        log_probs = np.ascontiguousarray(log_probs_V, dtype=np.float64)
+        state.frame += 1
+        if log_probs[self.blank_id] >= self._skip():
+            only_blank(state.beam, log_probs[self.blank_id])
+            return False
+        labels = np.empty(min(self.max_labels_per_frame, self.num_labels), dtype=np.int32)
+        positions = np.empty(self.num_labels, dtype=np.int32)
+        kept = prune_labels(log_probs, self.blank_id, self._suppressed(), self.min_label_log_prob, labels, positions)
+        expand(
+            state.beam,
+            state.trie,
+            log_probs,
+            self.blank_id,
+            labels,
+            positions,
+            kept,
+            np.inf if bonuses else self.beam_threshold,
+            np.empty((self.beam_size, len(labels)), dtype=np.bool_),
+            state.candidates,
+        )
+        return True
+
+    def prune(self, state: BeamState) -> None:
+        """Makes the best candidates the rows of `state.beam`; `parent_row` and `token` say whence they came."""
+        heap = np.empty(self.beam_size, dtype=np.int32)
+        select(state.beam, state.trie, state.candidates, self.beam_threshold, heap, state.spare)
+        state.beam, state.spare = state.spare, state.beam
+
+    def advance(self, state: BeamState, log_probs_TV: npt.NDArray[np.float64], t: int) -> None:
+        """One frame of the search without fusions: `expand`, then `prune`."""
+        if self.expand(state, log_probs_TV[t]):
+            self.prune(state)
+
+    def finish(self, state: BeamState) -> list[Labelling]:
+        """The rows as labellings, in the order of ln P + fusion; of equal ones the earlier row first."""
+        beam = state.beam
+        size = int(beam.size[0])
+        totals = [log_add(float(beam.blank[k]), float(beam.label[k])) for k in range(size)]
+        scores = np.asarray(totals) + beam.fusion[:size]
+        return [
+            Labelling(
+                token_ids=prefix(state.trie, int(beam.node[k])),
+                log_prob=float(totals[k]),
+                fusion=float(beam.fusion[k]),
+            )
+            for k in np.argsort(-scores, kind="stable")
+        ]
+
+    def _checked(self, log_probs_TV: npt.ArrayLike) -> Floats:
+        log_probs = np.ascontiguousarray(log_probs_TV, dtype=np.float64)
+        if log_probs.ndim != 2 or log_probs.shape[1] != self.num_labels:
+            raise ValueError(f"log_probs_TV has shape {log_probs.shape}; expected (T, {self.num_labels}).")
+        if np.isnan(log_probs).any():
+            t = int(np.isnan(log_probs).any(axis=1).argmax())
+            raise ValueError(f"log_probs_TV holds nan, first in frame {t}; expected natural logarithms, at most 0.")
+        return log_probs
+
+    def _suppressed(self) -> npt.NDArray[np.bool_]:
+        mask = np.zeros(self.num_labels, dtype=np.bool_)
+        mask[list(self.suppressed)] = True
+        return mask
+
+    def _skip(self) -> float:
+        return np.inf if self.blank_skip_prob is None else float(np.log(self.blank_skip_prob))
+
+
+def prefix(trie: Trie, node: int) -> Int32s:
+    """The labels of a prefix, first to last."""
+    tokens = []
+    while node > 0:
+        tokens.append(trie.token[node])
+        node = int(trie.parent[node])
+    return np.asarray(tokens[::-1], dtype=np.int32)

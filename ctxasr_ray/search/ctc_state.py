@@ -1,0 +1,99 @@
+"""The arrays of a CTC beam: trie of prefixes, rows, candidates; and how kernels over them are compiled.
+
+Letters: K beam rows (best first), C candidates, M trie nodes, F fusion states.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple, ParamSpec, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Int32s = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+
+STAY: Final = -1
+"""Token of a candidate that writes no new label: a blank or a repeat."""
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compiles once per machine, keeps the result on disk, and runs without the interpreter's lock.
+
+    A kernel calls kernels of its own file only: numba's cache notices changes of that file, not of others.
+    """
+    kernel: Callable[P, R] = numba.njit(cache=True, nogil=True)(function)
+    return kernel
+
+
+class Trie(NamedTuple):
+    """Every prefix that was ever in the beam; node 0 is the empty one."""
+
+    parent: Int32s
+    token: Int32s
+    first_child: Int32s
+    next_sibling: Int32s
+    row: Int32s
+    """Row of a node in the current beam, -1 where it is not in it."""
+    size: npt.NDArray[np.int64]
+    """(1,) nodes in use."""
+
+
+class Beam(NamedTuple):
+    """Rows best first. `fusion` is what fusions have added; it ranks rows and is no part of the CTC score."""
+
+    node: Int32s
+    parent_row: Int32s
+    """Row of the previous beam that a row came from."""
+    token: Int32s
+    """Label that the last step wrote, STAY where it wrote none."""
+    blank: Floats
+    """ln P(prefix, last frame is blank)."""
+    label: Floats
+    """ln P(prefix, last frame is its last label)."""
+    fusion: Floats
+    states: Int32s
+    """States of in-search fusions, inherited from the parent row."""
+    size: npt.NDArray[np.int64]
+    """(1,) rows in use."""
+
+
+class Candidates(NamedTuple):
+    """What the rows may become in one frame; fusions may change `score` and `fusion` before the selection."""
+
+    row: Int32s
+    token: Int32s
+    blank: Floats
+    label: Floats
+    fusion: Floats
+    score: Floats
+    """Ranks: ln P(prefix) + fusion."""
+    size: npt.NDArray[np.int64]
+    """(1,) candidates in use."""
+
+
+def empty_trie(num_nodes: int) -> Trie:
+    """Room for `num_nodes` prefixes, holding the empty one."""
+    parent, token, first_child, next_sibling, row = np.empty((5, num_nodes), dtype=np.int32)
+    for column in (parent, token, first_child, next_sibling, row):
+        column[0] = -1
+    size = np.ones(1, dtype=np.int64)
+    return Trie(parent, token, first_child, next_sibling, row, size)
+
+
+def empty_beam(num_rows: int, num_states: int) -> Beam:
+    """Room for `num_rows` rows, holding the empty prefix with probability 1."""
+    node, parent_row, token = np.zeros((3, num_rows), dtype=np.int32)
+    blank, label, fusion = np.zeros((3, num_rows))
+    token[0], label[0] = STAY, -np.inf
+    states = np.zeros((num_rows, num_states), dtype=np.int32)
+    return Beam(node, parent_row, token, blank, label, fusion, states, np.ones(1, dtype=np.int64))
+
+
+def empty_candidates(num_candidates: int) -> Candidates:
+    """Room for `num_candidates` candidates."""
+    row, token = np.empty((2, num_candidates), dtype=np.int32)
+    blank, label, fusion, score = np.empty((4, num_candidates))
+    return Candidates(row, token, blank, label, fusion, score, np.zeros(1, dtype=np.int64))
