@@ -89,7 +89,7 @@ def made_utterances(num: int, *, audio: Path | None = None, seed: int = 7) -> pa
 
 
 def made_transcripts(ids: list[str], texts: list[str], *, failed: frozenset[str] = frozenset()) -> pa.Table:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "utterance_id": id_,
             "text": "" if id_ in failed else text,

@@ -151,8 +151,8 @@ COST_HEADS: Final = (
     _head("shards", number=True),
     _head("utterances", number=True),
     _head("work (s)", "busy wall seconds, summed over shards", number=True),
-    _head("ms per utterance", "work without model loading", number=True),
-    _head("s per audio second", "work without model loading", number=True),
+    _head("ms / utterance", "work without model loading", number=True),
+    _head("s / audio s", "work without model loading", number=True),
     _head("seconds in"),
     _head("counters"),
 )

@@ -69,7 +69,7 @@ def most_changed(
     references = text.units([row["reference"] for row in scored], normaliser, "word")
     said = [text.units(column, normaliser, "word") for column in raw]
     encoded = align.encode("word", references, *said)
-    errors = np.array([align.count(encoded[0], side).errors for side in encoded[1:]]).reshape(len(systems), -1)
+    errors = np.array([align.count(encoded[0], side).errors for side in encoded[1:]]).reshape(len(systems), len(scored))
     pairs, order = _compare(errors, said)
     failed = [i for i in range(len(scored)) if any(row is None or row["error"] for row in (c[i] for c in rows))]
     kept = list(dict.fromkeys([*order[: max_utterances - len(failed[:20])], *failed[:20]])) if systems else []

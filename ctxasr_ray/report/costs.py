@@ -4,8 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-_NOT_WORK: Final = ("load",)
-"""Kinds of seconds that a longer run does not pay again; left out of rates."""
+_LOAD: Final = "load"
+"""The kind of seconds that a longer run does not pay again; left out of rates."""
+
+_WHOLE: Final = "busy"
+"""Not a kind: the stage's own seconds as a whole, all kinds but loading together."""
+
+_PEAKS: Final = ("peak_host_bytes", "peak_device_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,15 +42,16 @@ class StepCost:
     @property
     def warm_s(self) -> float:
         """Wall seconds without model loading."""
-        return max(0.0, self.wall_s - sum(self.seconds.get(kind, 0.0) for kind in _NOT_WORK))
+        return max(0.0, self.wall_s - self.seconds.get(_LOAD, 0.0))
 
 
 def by_step(costs: Sequence[Mapping[str, Any]]) -> list[StepCost]:
     """Adds up the costs of a run's shards per step, in the order of their first appearance.
 
     Args:
-        costs: One mapping per step and shard with `step`, `shard`, `table`, `rows`, `seconds`,
-            `counters`, `device` and `wall_s`; `device` may be None or missing.
+        costs: One mapping per step and shard, as `store.Store.costs` gives them: `step`, `table`, `rows`, `seconds`,
+            `counters`, and where known `device`, `peak_host_bytes`, `peak_device_bytes` and `wall_s`; without
+            `wall_s` it is `seconds["busy"]` and `seconds["load"]` together.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for cost in costs:
@@ -58,8 +64,10 @@ def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
     counters: dict[str, int] = {}
     for shard in shards:
         for name, value in shard["seconds"].items():
-            seconds[name] = seconds.get(name, 0.0) + float(value)
-        for name, value in shard["counters"].items():
+            if name != _WHOLE:
+                seconds[name] = seconds.get(name, 0.0) + float(value)
+        peaks = {name: shard[name] for name in _PEAKS if shard.get(name)}
+        for name, value in {**shard["counters"], **peaks}.items():
             if name.startswith("peak_"):
                 counters[name] = max(counters.get(name, 0), int(value))
             else:
@@ -70,7 +78,13 @@ def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
         devices=tuple(dict.fromkeys(str(shard["device"]) for shard in shards if shard.get("device"))),
         num_shards=len(shards),
         rows=sum(int(shard["rows"]) for shard in shards),
-        wall_s=sum(float(shard["wall_s"]) for shard in shards),
+        wall_s=sum(_wall(shard) for shard in shards),
         seconds=seconds,
         counters=counters,
     )
+
+
+def _wall(shard: Mapping[str, Any]) -> float:
+    if "wall_s" in shard:
+        return float(shard["wall_s"])
+    return float(shard["seconds"].get(_WHOLE, 0.0)) + float(shard["seconds"].get(_LOAD, 0.0))

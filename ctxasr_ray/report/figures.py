@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,17 +37,15 @@ class Chart:
     """Says what is drawn, from how many utterances."""
     figure: "Figure"
 
-    def __post_init__(self) -> None:
-        """Writes the caption under the drawing as well: a PNG travels without its page."""
-        import textwrap
-
-        note = "\n".join(textwrap.wrap(self.caption, 120))
-        self.figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=_INK, gid="caption")
-
     def png(self, directory: Path) -> Path:
-        """Writes `directory/<name>.png` at 150 dots per inch on white."""
+        """Writes `directory/<name>.png`, 150 dots per inch on white, with its caption: it travels without the page."""
         path = directory / f"{self.name}.png"
+        note = self.figure.supxlabel(
+            "\n".join(textwrap.wrap(self.caption, 105)), x=0.01, ha="left", fontsize=8, color=_INK
+        )
         self.figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+        note.set_text("")
+        note.set_in_layout(False)
         return path
 
     def svg(self) -> str:
@@ -58,8 +57,6 @@ class Chart:
         with mpl.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "none"}):
             self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = out.getvalue()
-        # The page writes its own caption, in its own type size.
-        text = re.sub(r'<g id="caption">.*?</g>', "", text, flags=re.DOTALL)
         # Its style element would hold for the whole page.
         text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
         text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -128,7 +125,7 @@ def error_rates(rows: Sequence[Line]) -> Chart | None:
         return None
     names = list(dict.fromkeys(row.label for row in shown))
     splits = list(dict.fromkeys(row.split for row in shown))
-    figure, axes = _new(8, 1.5 + 0.22 * len(names) * (1 + len(splits)), f"{label(metric)} by system and split")
+    figure, axes = _new(6.8, 1.5 + 0.22 * len(names) * (1 + len(splits)), f"{label(metric)} by system and split")
     for index, split in enumerate(splits):
         here = [row for row in shown if row.split == split]
         at = [names.index(row.label) + 0.26 * (index - (len(splits) - 1) / 2) for row in here]
@@ -139,7 +136,10 @@ def error_rates(rows: Sequence[Line]) -> Chart | None:
         marker, colour = _style(index)
         axes.errorbar(values, at, xerr=spread, label=split, fmt=marker, color=colour, markersize=6, capsize=3)
         for value, y, top in zip(values, at, spread[1], strict=True):
-            axes.annotate(f"{value:.2f}", (value + top, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+            at_end, beside = (value + top, y), (5, 0)
+            axes.annotate(
+                f"{value:.2f}", at_end, beside, textcoords="offset points", va="center", fontsize=8, color=_INK
+            )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * axes.get_xlim()[1])  # room for the numbers behind the bars
@@ -158,7 +158,7 @@ def error_kinds(rows: Sequence[Line]) -> Chart | None:
     shown = [row for row in shown if row.metrics[metric]["counts"]["reference_length"]]
     if not shown:
         return None
-    figure, axes = _new(8, 1.5 + 0.3 * len(shown), "Where the errors come from")
+    figure, axes = _new(6.8, 1.5 + 0.3 * len(shown), "Where the errors come from")
     left = [0.0] * len(shown)
     for index, kind in enumerate(kinds):
         counts = [row.metrics[metric]["counts"] for row in shown]
@@ -183,7 +183,7 @@ def seconds_by_step(costs: Sequence[StepCost]) -> Chart | None:
     if not costs:
         return None
     kinds = list(dict.fromkeys(kind for cost in costs for kind in cost.seconds))
-    figure, axes = _new(8, 1.5 + 0.32 * len(costs), "Work of each step")
+    figure, axes = _new(6.8, 1.5 + 0.32 * len(costs), "Work of each step")
     left = [0.0] * len(costs)
     for index, kind in enumerate([*kinds, "other"]):
         widths = [cost.other_s if kind == "other" else cost.seconds.get(kind, 0.0) for cost in costs]
@@ -209,7 +209,7 @@ def error_against_cost(rows: Sequence[Line]) -> Chart | None:
     shown = [row for row in both if row.split == both[-1].split][:MAX_LINES]
     if len(shown) < 2:
         return None
-    figure, axes = _new(8, 3.6, f"{label(metric)} against work ({shown[0].split})")
+    figure, axes = _new(6.8, 3.6, f"{label(metric)} against work ({shown[0].split})")
     for index, row in enumerate(shown):
         marker, colour = _style(index)
         at, rate = row.value("real_time_factor") or 0.0, 100 * (row.value(metric) or 0.0)
@@ -250,7 +250,7 @@ def _sweep(rows: Sequence[Line], metric: str, key: str) -> Chart | None:
     curves = {name: points for name, points in curves.items() if len({at for at, _ in points}) > 1}
     if not curves:
         return None
-    figure, axes = _new(8, 3.8, f"{label(metric)} by {key}")
+    figure, axes = _new(6.8, 3.8, f"{label(metric)} by {key}")
     for index, (name, points) in enumerate(list(curves.items())[:MAX_LINES]):
         points.sort(key=lambda point: point[0])
         marker, colour = _style(index)

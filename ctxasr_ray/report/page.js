@@ -96,7 +96,8 @@
   function alignment(u, sides, names) {
     const made = element("div", "aligned");
     made.dir = "auto";
-    made.append(stack(["reference", ...names].map((name) => element("span", "", name)), "names"));
+    const ranked = names.map((name, index) => (sides[index].rank === null ? name : `${name}, rank ${sides[index].rank + 1}`));
+    made.append(stack(["reference", ...ranked].map((name) => element("span", "", name)), "names"));
     const inserted = sides.map((side) => {
       const places = new Map();
       for (const [place, text] of side.inserted) places.set(place, [...(places.get(place) || []), text]);

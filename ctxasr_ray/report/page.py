@@ -46,8 +46,7 @@ def write_report(
         utterances: UTTERANCES of the splits that the page compares.
         transcripts: System name -> TRANSCRIPTS over those utterances; at best in the order of RESULTS.
         hypotheses: First-pass HYPOTHESES, shown beside changed utterances; None leaves them out.
-        costs: One mapping per step and shard with `step`, `shard`, `table`, `rows`, `seconds`, `counters`,
-            `device`, `wall_s`.
+        costs: One mapping per step and shard, as `costs.by_step` takes them.
         fits: FITS of the run, None where nothing was fitted.
         provenance: JSON values; plain ones are listed, nested ones can be unfolded.
         normaliser: Compares words of changed utterances; None takes the one of the results' own signatures.

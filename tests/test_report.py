@@ -1,0 +1,480 @@
+"""The report folder: what it holds, that its numbers are the tables', and that nothing from outside can break it."""
+
+import io
+import json
+import re
+import time
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_run import (
+    made_costs,
+    made_fits,
+    made_results,
+    made_run,
+    made_transcripts,
+    made_utterances,
+    result,
+    results_table,
+    write_tone,
+)
+from rich.console import Console
+
+from ctxasr_ray.report import cells, figures, tables
+from ctxasr_ray.report.changes import Changes, audio_source, most_changed
+from ctxasr_ray.report.costs import by_step
+from ctxasr_ray.report.markdown import results_markdown
+from ctxasr_ray.report.page import json_for_script, normaliser_of, write_report
+from ctxasr_ray.schema import ContractError
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes, and the text of its data element."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.data = ""
+        self._in_data = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self._in_data = dict(attrs).get("id") == "changes"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_data = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_data:
+            self.data += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tmp_path_factory.mktemp("run") / "report", title="Made run", **made_run(60).arguments()).parent
+
+
+def printed(table: Any, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# -- the folder
+
+
+def test_the_folder_holds_page_json_markdown_and_figures(report: Path) -> None:
+    names = {path.name for path in report.iterdir()}
+    assert {"index.html", "results.json", "results.md", "error_rates.png", "error_kinds.png"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+    for path in report.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG"), path
+
+
+def test_results_json_is_every_row_of_results_with_maps_as_objects(report: Path) -> None:
+    records = json.loads((report / "results.json").read_text())
+    assert records == tables.results_records(made_results())
+    assert records[0]["counts"]["reference_length"] == 800
+    assert records[0]["condition"] == {}
+
+
+def test_the_page_loads_nothing_from_elsewhere(report: Path) -> None:
+    page = (report / "index.html").read_text()
+    elements = Elements(page)
+    loads = [a.get(name) for _, a in elements.found for name in ("src", "href", "xlink:href", "srcset", "data")]
+    links = [link for link in loads if link and not link.startswith("#")]
+    assert set(links) <= {"data:,", "results.json", "results.md", *(path.name for path in report.glob("*.png"))}
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
+    assert "@import" not in page
+
+
+def test_every_chart_has_title_axes_legend_and_says_how_many_utterances() -> None:
+    rows = tables.lines(tables.results_records(made_results()))
+    steps = by_step(made_costs())
+    charts = [
+        figures.error_rates(rows),
+        figures.error_kinds(rows),
+        figures.seconds_by_step(steps),
+        figures.error_against_cost(rows),
+    ]
+    for chart in charts:
+        assert chart is not None
+        axes = chart.figure.axes[0]
+        assert axes.get_title(loc="left")
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+        assert axes.get_legend() is not None
+        assert re.search(r"N = \d", chart.caption)
+
+
+def test_drawings_follow_the_colour_of_the_page_and_hold_no_style_element() -> None:
+    chart = figures.error_rates(tables.lines(tables.results_records(made_results())))
+    assert chart is not None
+    drawing = chart.svg()
+    assert "currentColor" in drawing
+    assert "<style" not in drawing
+    assert "#010203" not in drawing
+    assert "#000000" not in drawing
+
+
+def test_dollar_signs_in_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    rows = tables.lines(tables.results_records(results_table([result("test", "first_pass/$x^{$", "wer", 0.2)])))
+    chart = figures.error_rates(rows)
+    assert chart is not None
+    assert "first_pass/$x^{$" in chart.svg()
+    assert chart.png(tmp_path).exists()
+
+
+def test_numeric_conditions_become_curves() -> None:
+    rows = [
+        result("test", "lm_rescoring", "wer", 0.2 - size / 1000, condition=[("list_size", str(size)), ("lm", name)])
+        for size in (10, 50, 20)
+        for name in ("small", "large")
+    ]
+    charts = figures.sweeps(tables.lines(tables.results_records(results_table(rows))))
+    assert [chart.name for chart in charts] == ["sweep_list_size"]
+    axes = charts[0].figure.axes[0]
+    assert [line.get_label() for line in axes.lines] == [
+        "test: lm_rescoring (lm=small)",
+        "test: lm_rescoring (lm=large)",
+    ]
+    assert axes.lines[0].get_xdata() == pytest.approx([10, 20, 50])
+    assert axes.lines[0].get_ydata() == pytest.approx([19.0, 18.0, 15.0])
+
+
+def test_a_run_without_transcripts_costs_and_fits_still_makes_a_page(tmp_path: Path) -> None:
+    page = write_report(
+        tmp_path,
+        title="Little",
+        results=results_table([result("test", "first_pass", "wer", 0.2, ci_low=None, ci_high=None)]),
+        utterances=made_utterances(3),
+        transcripts={},
+        hypotheses=None,
+        costs=[],
+        fits=None,
+        provenance={},
+    ).read_text()
+    assert "nothing to compare" in page
+    assert "Cost of each step" not in page
+
+
+def test_empty_results_make_a_page_that_says_nothing_wrong(tmp_path: Path) -> None:
+    run = made_run(9).arguments() | {"results": results_table([])}
+    page = write_report(tmp_path, title="Empty", **run).read_text()
+    assert json.loads((tmp_path / "results.json").read_text()) == []
+    assert "Utterances that changed most" in page
+
+
+def test_results_that_break_the_schema_are_refused(tmp_path: Path) -> None:
+    run = made_run(9).arguments() | {"results": pa.table({"system": ["first_pass"]})}
+    with pytest.raises(ContractError, match="results"):
+        write_report(tmp_path, title="Broken", **run)
+
+
+# -- nothing from outside can break the page
+
+EVIL = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)" x="',
+    "<!-- <script>",
+    "{{ 7*7 }} {% for %}",
+    "a\u2028b \u0000 \u202e rtl",
+]
+
+
+def test_no_text_from_outside_becomes_an_element_or_an_attribute(tmp_path: Path) -> None:
+    run = made_run(12)
+    table = run.utterances.to_pylist()
+    for row, evil in zip(table, EVIL, strict=False):
+        row |= {"reference": evil, "speaker_id": evil, "corpus": evil, "attributes": [(evil, evil)], "audio_uri": evil}
+        row["utterance_id"] += evil
+    utterances = pa.Table.from_pylist(table, schema=run.utterances.schema)
+    ids = utterances["utterance_id"].to_pylist()
+    texts = (EVIL * 2)[: len(ids)]
+    records = [
+        result("test", f"first_pass/{evil}", "wer", 0.2, corpus=evil, signature=evil, condition=[(evil, evil)])
+        for evil in EVIL
+    ]
+    costs = [{**cost, "step": EVIL[0], "device": EVIL[1], "counters": {EVIL[2]: 1}} for cost in made_costs(1)]
+    arguments = run.arguments() | {
+        "utterances": utterances,
+        "transcripts": {evil: made_transcripts(ids, texts, failed=frozenset(ids[:2])) for evil in EVIL[:3]},
+        "results": results_table(records),
+        "costs": costs,
+        "hypotheses": None,
+        "provenance": {EVIL[0]: EVIL[1], EVIL[2]: {EVIL[0]: EVIL}},
+    }
+    page = write_report(tmp_path, title=EVIL[0], **arguments).read_text()
+    elements = Elements(page)
+    scripts = elements.named("script")
+    assert [script.get("id") for script in scripts] == ["changes", None]
+    assert not elements.named("img")
+    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+    assert "{{ 7*7 }}" in page
+    shown = json.loads(elements.data)
+    assert shown["systems"] == EVIL[:3]
+    assert {u["reference"] for u in shown["utterances"]} >= set(EVIL)
+
+
+def test_json_in_a_script_element_says_the_same_and_closes_nothing() -> None:
+    text = json_for_script(EVIL)
+    assert not re.search(r"[<>&\u2028\u2029]", text)
+    assert json.loads(text) == EVIL
+
+
+def test_the_policy_admits_the_page_s_own_script_only(report: Path) -> None:
+    import base64
+    import hashlib
+
+    page = (report / "index.html").read_text()
+    script = page[page.rindex("<script>") + 8 : page.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(a["content"] for a in Elements(page).named("meta") if a.get("http-equiv"))
+    assert policy is not None
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_markdown_cells_break_no_table() -> None:
+    rows = [result("test", f"first_pass/{evil}", "wer", 0.2) for evil in (*EVIL, "a|b\nc")]
+    page = results_markdown(results_table(rows), title="Made | run")
+    body = [line for line in page.splitlines() if line.startswith("| synthetic")]
+    assert len(body) == len(rows)
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in body} == {11}
+    assert not re.search(r"(?<!\\)<", page)
+
+
+# -- tables for people
+
+
+def test_the_terminal_table_fits_80_columns_and_explains_itself() -> None:
+    text = printed(tables.terminal_table(made_results()), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "test, N=200" in text
+    assert "192/55/28" in text
+    assert "[15.82,18.58]" in text
+    assert "lower is better" in text
+    assert "oracle: the best hypothesis" in text
+
+
+def test_wide_terminals_keep_a_rate_and_its_interval_on_one_line() -> None:
+    text = printed(tables.terminal_table(made_results()), 100)
+    assert re.search(r"lm_rescoring +17\.20 \[15\.82,18\.58\] +-4\.10 \[-4\.90,-3\.30\] +<0\.001", text)
+
+
+def test_square_brackets_in_names_are_no_markup() -> None:
+    text = printed(tables.terminal_table(results_table([result("test", "lm_rescoring/[red]x", "wer", 0.2)])), 100)
+    assert "lm_rescoring/[red]x" in text
+
+
+def test_failed_utterances_stand_beside_their_system() -> None:
+    text = printed(tables.terminal_table(results_table([result("test", "first_pass", "wer", 0.2, num_failed=3)])), 100)
+    assert "first_pass (3)" in text
+    assert "utterances that failed" in text
+
+
+def test_the_headline_compares_the_best_system_with_its_baseline() -> None:
+    (sentence,) = tables.headlines(tables.results_records(made_results()))
+    assert sentence == (
+        "synthetic, test: lm_rescoring makes 17.20 % WER (95 % interval [15.82, 18.58]), 4.10 points fewer than "
+        "first_pass, 19.2 % relative, paired 95 % interval [-4.90, -3.30], p <0.001; 200 utterances."
+    )
+
+
+def test_the_oracle_is_never_the_best_system() -> None:
+    rows = tables.lines(tables.results_records(made_results()))
+    best = [row for row in cells.results(rows, [])["rows"] if row["best"]]
+    assert [[cell["text"] for cell in row["cells"][:2]] for row in best] == [
+        ["dev", "lm_rescoring"],
+        ["test", "lm_rescoring"],
+    ]
+
+
+def test_character_error_rate_leads_where_there_is_no_word_error_rate() -> None:
+    rows = tables.lines(tables.results_records(results_table([result("test", "first_pass", "cer", 0.08)])))
+    assert tables.primary_metric(rows) == "cer"
+    assert "reference characters" in " ".join(tables.legend(rows))
+
+
+def test_ratios_are_not_shown_in_percent() -> None:
+    assert tables.number("real_time_factor", 0.0312) == "0.031"
+    assert tables.number("wer", 0.0312) == "3.12"
+    assert tables.number("wer", -0.01, signed=True) == "-1.00"
+
+
+def test_the_normaliser_comes_from_the_signature_of_the_results() -> None:
+    assert normaliser_of([{"signature": "wer|norm:librispeech.v1|n:3"}]) == "librispeech"
+    assert normaliser_of([{"signature": "wer"}]) == "whisper_english"
+
+
+# -- costs
+
+
+def test_costs_add_up_over_shards_and_peaks_are_the_largest() -> None:
+    steps = {step.step: step for step in by_step(made_costs(3))}
+    scores = steps["lm_scores"]
+    assert scores.num_shards == 3
+    assert scores.rows == 300
+    assert scores.counters["tokens"] == 3 * 52_020
+    assert scores.counters["peak_logits_bytes"] == 4_000_002
+    assert scores.seconds["llm"] == pytest.approx(13.2)
+    assert scores.wall_s == pytest.approx(16.2)
+    assert scores.warm_s == pytest.approx(16.2 - 2.4)
+    assert scores.other_s == pytest.approx(0.6)
+
+
+def test_receipts_of_the_store_are_taken_as_they_are() -> None:
+    receipt = {
+        "step": "lm_scores",
+        "table": "scores",
+        "shard": None,
+        "rows": 10,
+        "seconds": {"busy": 5.0, "load": 2.0, "llm": 4.0},
+        "counters": {},
+        "device": "cpu",
+        "peak_host_bytes": 7,
+        "peak_device_bytes": 0,
+    }
+    (step,) = by_step([receipt, {**receipt, "peak_host_bytes": 9, "seconds": {"busy": 1.0}}])
+    assert step.wall_s == 8.0
+    assert step.warm_s == 6.0
+    assert step.other_s == 2.0
+    assert dict(step.seconds) == {"load": 2.0, "llm": 4.0}
+    assert dict(step.counters) == {"peak_host_bytes": 9}
+
+
+def test_fitted_values_show_their_interval() -> None:
+    rows = cells.fits(made_fits())
+    assert [(row["name"], row["value"], row["interval"]) for row in rows] == [
+        ("lm_weight", "0.62", "[0.55, 0.71]"),
+        ("length_bonus", "0.35", "[0.2, 0.48]"),
+    ]
+
+
+# -- changed utterances
+
+
+def compare(references: Sequence[str | None], systems: dict[str, list[str]], **more: Any) -> Changes:
+    rows = made_utterances(len(references)).to_pylist()
+    for row, reference in zip(rows, references, strict=True):
+        row["reference"] = reference
+    utterances = pa.Table.from_pylist(rows, schema=made_utterances(1).schema)
+    ids = [row["utterance_id"] for row in rows]
+    transcripts = {name: made_transcripts(ids, texts) for name, texts in systems.items()}
+    return most_changed(utterances, transcripts, directory=Path(), normaliser="basic", **more)
+
+
+def test_sums_count_every_utterance_and_the_largest_change_comes_first() -> None:
+    found = compare(
+        ["a b c", "a b c", "a b c", "a b c", None],
+        {"first": ["a b c", "a x y", "x y z", "a b x", "?"], "second": ["a b", "a b y", "a b c", "a b y", "?"]},
+    )
+    assert found.pairs == [[0, 1, 2, 1, 1, 0]]
+    assert found.utterances[0]["id"] == "utt-00002"
+    assert found.num_scored == 4
+    assert any("1 utterances without a reference" in note for note in found.notes)
+
+
+def test_words_are_compared_after_normalising_and_raw_text_is_kept() -> None:
+    found = compare(["Hello, World!"], {"first": ["hello world"]})
+    (heard,) = found.utterances[0]["systems"]
+    assert heard["errors"] == 0
+    assert found.utterances[0]["reference"] == "Hello, World!"
+
+
+def test_deletions_substitutions_and_insertions_stand_where_they_happen() -> None:
+    found = compare(["a b c"], {"first": ["a x q c d"]})
+    (heard,) = found.utterances[0]["systems"]
+    assert heard["heard"][0] == "a"
+    assert heard["heard"][2] == "c"
+    assert sorted([heard["heard"][1], heard["inserted"][0][1]]) == ["q", "x"]
+    assert heard["inserted"][-1] == (3, "d")
+    assert heard["errors"] == 3
+
+
+def spoken(heard: dict[str, Any]) -> list[str]:
+    words: list[str] = []
+    for position in range(len(heard["heard"]) + 1):
+        words += [word for place, word in heard["inserted"] if place == position]
+        if position < len(heard["heard"]) and heard["heard"][position] is not None:
+            words.append(heard["heard"][position])
+    return words
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))
+def test_the_aligned_words_are_the_hypothesis_in_its_order(reference: list[str], hypothesis: list[str]) -> None:
+    found = compare([" ".join(reference)], {"first": [" ".join(hypothesis)]})
+    assert spoken(found.utterances[0]["systems"][0]) == hypothesis
+
+
+def test_a_missing_row_and_a_failed_row_are_named_and_charged() -> None:
+    utterances = made_utterances(3)
+    ids = utterances["utterance_id"].to_pylist()
+    transcripts = {
+        "first": made_transcripts(ids, utterances["reference"].to_pylist(), failed=frozenset(ids[:1])),
+        "second": made_transcripts(ids[1:], utterances["reference"].to_pylist()[1:]),
+    }
+    found = most_changed(utterances, transcripts, directory=Path(), normaliser="basic")
+    failed = next(u for u in found.utterances if u["id"] == ids[0])
+    assert failed["systems"][0]["error"].endswith("zero-length file")
+    assert failed["systems"][1]["error"] == "this system has no row for the utterance"
+    assert failed["systems"][0]["errors"] == len(failed["words"])
+    assert any("1 transcripts are missing" in note for note in found.notes)
+
+
+def test_the_page_says_how_many_of_how_many_it_holds() -> None:
+    found = compare(["a b"] * 30, {"first": ["a"] * 30, "second": ["a b"] * 30}, max_utterances=10)
+    assert len(found.utterances) == 10
+    assert found.notes[0] == "This page holds the 10 most changed of 30 utterances with a reference."
+    assert found.pairs == [[0, 1, 30, 0, 0, 0]]
+
+
+def test_every_pair_of_systems_finds_its_own_changes_on_the_page() -> None:
+    references = ["a b c d"] * 40
+    systems = {
+        "first": ["a b c d"] * 40,
+        "second": ["x y z w"] * 30 + ["a b c d"] * 10,
+        "third": ["a b c d"] * 39 + ["a b c x"],
+    }
+    found = compare(references, systems, max_utterances=6)
+    assert "utt-00039" in {u["id"] for u in found.utterances}
+
+
+def test_right_to_left_and_combining_scripts_stay_whole() -> None:
+    found = compare(["\u0634\u0643\u0631\u0627 \u0644\u0643"], {"first": ["\u0634\u0643\u0631\u0627"]})
+    assert found.utterances[0]["systems"][0]["heard"] == ["\u0634\u0643\u0631\u0627", None]
+
+
+def test_audio_is_linked_relative_to_the_page_or_says_why_not(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    tone = write_tone(tmp_path / "a b#1.wav", seconds=0.01)
+    assert audio_source(str(tone), tmp_path / "report") == ("../a%20b%231.wav", None)
+    assert audio_source(tone.as_uri(), tmp_path / "report") == ("../a%20b%231.wav", None)
+    assert audio_source("https://example.org/a.wav", tmp_path) == ("https://example.org/a.wav", None)
+    source, reason = audio_source("shards/a.tar#a.wav", tmp_path)
+    assert source is None
+    assert reason is not None
+    assert "archive" in reason
+    for uri in ("javascript:alert(1)", "missing.wav", "s3://bucket/a.wav", "data:text/html,x"):
+        assert audio_source(uri, tmp_path)[0] is None, uri
+
+
+def test_5000_utterances_make_a_small_page_quickly(tmp_path: Path) -> None:
+    run = made_run(5000)
+    start = time.perf_counter()
+    page = write_report(tmp_path, title="Large", **run.arguments())
+    assert time.perf_counter() - start < 30
+    assert page.stat().st_size < 1_000_000
+    assert "200 most changed of 5,000" in page.read_text()
