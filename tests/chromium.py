@@ -42,9 +42,18 @@ class Page:
         self._profile = tempfile.mkdtemp(prefix="ctxasr-chromium-")
         ours_read, theirs_write = os.pipe()
         theirs_read, ours_write = os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4.
+        # Chromium reads commands from descriptor 3 and answers on 4; plain sh cannot redirect from 10 and above.
         redirect = f'exec "$@" 3<&{theirs_read} 4>&{theirs_write}'
-        command = ["sh", "-c", redirect, "sh", str(find()), *FLAGS, f"--user-data-dir={self._profile}", "about:blank"]
+        command = [
+            "bash",
+            "-c",
+            redirect,
+            "bash",
+            str(find()),
+            *FLAGS,
+            f"--user-data-dir={self._profile}",
+            "about:blank",
+        ]
         self._process = subprocess.Popen(
             command, pass_fds=(theirs_read, theirs_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
