@@ -228,6 +228,11 @@ def test_weights_from_two_places_or_from_none_are_refused() -> None:
         fuse(nbest(TWO), lm_scores(TWO))
 
 
+def test_the_recogniser_weighs_one_unless_it_is_named() -> None:
+    named = fuse(nbest(TWO), lm_scores(TWO), weights={"ctc": 1.0, "lm": 0.5})
+    assert fuse(nbest(TWO), lm_scores(TWO), weights={"lm": 0.5}).equals(named)
+
+
 def test_a_source_without_weight_is_not_dropped_in_silence() -> None:
     with pytest.raises(ContractError, match=r"\['lm'\] have no weight"):
         fuse(nbest(TWO), lm_scores(TWO), weights={"ctc": 1.0})

@@ -16,6 +16,8 @@ from ctxasr_ray.fusion.objective import Counts, parse_objective
 from ctxasr_ray.fusion.scoring import Features
 from ctxasr_ray.fusion.weight_search import WeightSearch
 from ctxasr_ray.fusion.weights import WeightsConfig
+from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
+from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, SourceScores, hypotheses_table, scores_table
 from ctxasr_ray.schema import FITS, NBEST_ERRORS, UTTERANCES, ContractError, conform
 from ctxasr_ray.stage import Costs
@@ -438,6 +440,12 @@ def test_names_that_no_table_has_are_refused(fields: dict[str, Any], message: st
         fit(*dev_tables(), **fields)
 
 
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.0, float("inf")), (float("nan"), None)])
+def test_bounds_without_room_or_end_are_refused_at_construction(bounds: tuple[float, float | None]) -> None:
+    with pytest.raises(ValueError, match="bounds of 'lm'"):
+        WeightsConfig(bounds={"lm": bounds})
+
+
 @pytest.mark.parametrize(
     "objective",
     [
@@ -461,6 +469,23 @@ def test_errors_of_other_hypotheses_are_refused() -> None:
         fit(hypotheses, scores, other)
     with pytest.raises(ContractError, match="ids differ from hypotheses"):
         fit(hypotheses, scores, nbest_errors.take(list(range(59, -1, -1))))
+
+
+@pytest.mark.filterwarnings("ignore:fewer than 10 speakers")
+def test_the_line_from_lists_to_error_counts_keeps_the_promise() -> None:
+    hypotheses, scores, _ = dev_tables()
+    ids = hypotheses["utterance_id"].to_pylist()
+    rows = utterances(ids).to_pylist()
+    for u, row in enumerate(rows):
+        row["reference"] = None if u == 4 else "w w w"
+    known = conform(pa.Table.from_pylist(rows, schema=UTTERANCES), "utterances")
+    nbest_errors = NbestErrorsConfig().build()(hypotheses, known, costs=Costs())
+    fits = WeightsConfig(num_bootstrap=0).build()(hypotheses, scores, nbest_errors, known, costs=Costs())
+    transcripts = LogLinearConfig().build()(hypotheses, scores, fits, costs=Costs())
+    counts = ErrorCountsConfig().build()(known, transcripts, costs=Costs()).to_pylist()
+    words = [c for row in counts for c in row["counts"] if c["unit"] == "word"]
+    errors = sum(c["substitutions"] + c["deletions"] + c["insertions"] for c in words)
+    assert fits["objective_value"][0].as_py() == pytest.approx(errors / sum(c["reference_length"] for c in words))
 
 
 def test_a_dev_set_without_references_is_refused() -> None:

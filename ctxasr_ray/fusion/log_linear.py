@@ -14,8 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxasr_ray import text
-from ctxasr_ray.fusion.scoring import LENGTH_BONUS, Features, Inputs, features, fused_scores, read_inputs, read_scores
-from ctxasr_ray.fusion.scoring import winners as best_hypotheses
+from ctxasr_ray.fusion.scoring import (
+    LENGTH_BONUS,
+    Features,
+    Inputs,
+    features,
+    fused_scores,
+    read_inputs,
+    read_scores,
+    recogniser,
+    winners,
+)
 from ctxasr_ray.fusion.words import read_words
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import conform
@@ -36,8 +45,9 @@ class LogLinearConfig:
     WRITES: ClassVar[str] = "transcripts"
 
     weights: Mapping[str, float] | None = None
-    """Source -> weight, and `length_bonus`; "<source>/eos" goes with its source unless it is named.
-    None: from FITS. A weight of 0 leaves a source out, also where its score is missing."""
+    """Source -> weight, and `length_bonus`; "<source>/eos" goes with its source unless it is named, and the
+    recogniser's own score weighs 1 unless it is named. None: from FITS. A weight of 0 leaves a source out, also
+    where its score is missing."""
     fit_name: str = "weights"
     """The fitted value in FITS that holds the weights."""
     unit: str = "word"
@@ -102,7 +112,7 @@ class LogLinear:
         else:
             shard = self._features(inputs, flat, weights)
             fused_H = fused_scores(shard.values, np.array(list(weights.values())))
-            winner_U, unscored_U = best_hypotheses(flat.offsets, fused_H)
+            winner_U, unscored_U = winners(flat.offsets, fused_H)
             fused = _lists(flat.offsets, fused_H, null_U=unscored_U)
         costs.count("utterances", len(winner_U))
         costs.count("changed", int(np.sum((winner_U >= 0) & (winner_U != flat.offsets[:-1]))))
@@ -114,7 +124,7 @@ class LogLinear:
         if fixed is not None and inputs.fits is not None:
             raise ValueError("log_linear: weights come from the config and from FITS; give exactly one of the two.")
         if fixed is not None:
-            return dict(fixed)
+            return {**dict.fromkeys(recogniser(inputs.hypotheses), 1.0), **fixed}
         if inputs.fits is None:
             if inputs.scores:
                 raise ValueError(

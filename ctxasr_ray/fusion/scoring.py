@@ -74,6 +74,13 @@ def read_inputs(tables: Sequence[pa.Table]) -> Inputs:
 _KINDS: Final[Mapping[str, str]] = {"fits": "values", "nbest_errors": "counts", "utterances": "speaker_id"}
 
 
+def recogniser(hypotheses: pa.Table) -> list[str]:
+    """The first source of the hypotheses' own scores, as a list of one; empty for lists without scores."""
+    scores = hypotheses.column("hypotheses").combine_chunks().flatten().field("scores").flatten()
+    first = scores.filter(pc.not_equal(scores.field("kind"), "search")).field("source")[:1]
+    return [str(source) for source in first.to_pylist()]
+
+
 def source_names(matrix: ScoreMatrix) -> list[str]:
     """The sources of a matrix that need a weight: an end-of-sequence source goes with its own."""
     return [s for s in matrix.sources if not (s.endswith(_EOS) and s.removesuffix(_EOS) in matrix.sources)]

@@ -4,6 +4,7 @@ The recogniser's weight is 1 and the others are relative to it, because only rat
 stands in `weight_search`, what it minimises in `objective`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -66,8 +67,8 @@ class WeightsConfig:
     """What `length_bonus` counts: word, or character for Chinese and Japanese."""
     normaliser: str = "whisper_english"
     """How words are normalised before they are counted; NBEST_ERRORS must hold "unit|normaliser|all"."""
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Lowest and highest weight by source, relative to the recogniser's 1; equal bounds fix a weight. Default: not
+    bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """Lowest and highest weight by source, relative to the recogniser's 1; None: no end, equal: fixed. Default: not
     negative for log_prob and bonus sources, free for opaque ones and `length_bonus`. Naming "<source>/eos" here
     gives the end of sequence a weight of its own."""
     fixed_source: str | None = None
@@ -92,9 +93,13 @@ class WeightsConfig:
             raise ValueError(f"weights: splits {self.splits}; tune on dev (or train), never on what is reported.")
         parse_objective(self.objective)
         text.versioned(self.normaliser)
-        for name, (low, high) in self.bounds.items():
-            if not low <= high or (np.isinf(low) and low > 0) or (np.isinf(high) and high < 0):
-                raise ValueError(f"weights: bounds of '{name}' are {low} and {high}; the first must not be the larger.")
+        for name, bounds in self.bounds.items():
+            ends = [end for end in bounds if end is not None]
+            if not all(map(math.isfinite, ends)) or ends != sorted(ends):
+                raise ValueError(
+                    f"weights: bounds of '{name}' are {bounds[0]} and {bounds[1]}; expected a lower and a higher "
+                    "number, or None where there is no end."
+                )
 
     def fingerprint(self) -> Mapping[str, str]:
         """The version of the normaliser."""
@@ -231,7 +236,8 @@ def _bounds(config: WeightsConfig, matrix: ScoreMatrix, names: list[str]) -> npt
     bounds = [(1.0, 1.0)]
     for name in names[1:]:
         positive = kinds.get(name) in ("log_prob", "bonus")
-        bounds.append(config.bounds.get(name, (0.0 if positive else -np.inf, np.inf)))
+        low, high = config.bounds.get(name, (0.0 if positive else None, None))
+        bounds.append((-np.inf if low is None else low, np.inf if high is None else high))
     return np.array(bounds, dtype=np.float64)
 
 
