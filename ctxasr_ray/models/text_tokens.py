@@ -72,6 +72,11 @@ class TextTokens:
         if text_form not in TEXT_FORMS:
             raise ValueError(f"text_form '{text_form}' is unknown; choose one of {', '.join(TEXT_FORMS)}.")
         self.tokenizer, self._form = tokenizer, TEXT_FORMS[text_form]
+        self._as_letters = {"split_special_tokens": True}
+        try:
+            tokenizer("a", **self._as_letters)
+        except ValueError:  # mistral-common knows no other way than letters, and refuses the option
+            self._as_letters = {}
         self.eos_token_id = tokenizer.eos_token_id
         self.special_ids: list[int] = list(tokenizer.all_special_ids)
         self.leading_space = _marks_word_starts(self._ids)
@@ -100,9 +105,7 @@ class TextTokens:
         return 0 if unknown is None else int((ids == unknown).sum())
 
     def _batch(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False
-        )["input_ids"]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, **self._as_letters)["input_ids"]
         return ids
 
     def _ids(self, text: str) -> list[int]:
