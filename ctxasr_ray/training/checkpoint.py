@@ -1,0 +1,74 @@
+"""The state of a training run in one safetensors file: a kill leaves the old one or the new one, whole."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FILE = "checkpoint.safetensors"
+
+
+def save(path: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Writes weights, buffers and optimiser moments after `step` steps; atomic.
+
+    Raises:
+        OSError: the disk is full or read-only; the checkpoint before stays intact.
+    """
+    tensors = {f"model/{name}": tensor for name, tensor in _parameters(model).items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        for name, value in moments.items():
+            tensors[f"optimiser/{index}/{name}"] = value
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(contiguous, temporary, metadata={"step": json.dumps(step)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Restores what `save` wrote and returns the number of steps done; 0 where there is no checkpoint.
+
+    Raises:
+        ValueError: the file belongs to another architecture.
+    """
+    if not path.exists():
+        return 0
+    weights: dict[str, Tensor] = {}
+    state: dict[int, dict[str, Any]] = {}
+    with safe_open(path, framework="pt") as file:
+        step = int(json.loads(file.metadata()["step"]))
+        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            kind, _, name = key.partition("/")
+            if kind == "model":
+                weights[name] = file.get_tensor(key)
+            else:
+                index, _, moment = name.partition("/")
+                state.setdefault(int(index), {})[moment] = file.get_tensor(key)
+    own = _parameters(model)
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        raise ValueError(f"{path}: its weights are of another architecture; train in a new directory.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step
+
+
+def _parameters(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, tied weights once."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            result[name] = tensor
+    return result

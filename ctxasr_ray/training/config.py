@@ -1,0 +1,119 @@
+"""What a training is, before any framework is loaded: a task, an optimiser, a number of steps, a seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ctxasr_ray.stage import runtime_field
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Task(Protocol):
+    """A built task: a model, examples, and what is asked of the model on them."""
+
+    model: Any
+    """A `torch.nn.Module`, on the CPU."""
+    lengths: npt.NDArray[np.int64]
+    """(N,) cost of each example in frames or tokens; batches are cut by it."""
+    left_out: Mapping[str, str]
+    """Example -> why it is not trained on; nothing is dropped in silence."""
+
+    def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
+        """Gives the ids of examples, for messages."""
+        ...
+
+    def batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> "dict[str, torch.Tensor]":
+        """Collates examples, padded; `rng` is for augmentation."""
+        ...
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+        """Gives the scalar that is minimised."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Measures the model on dev, for example {"dev_wer": 0.2}; the model is in evaluation mode."""
+        ...
+
+    def publish(self, directory: Path) -> None:
+        """Writes the model as a Hugging Face directory."""
+        ...
+
+
+class TaskConfig(Protocol):
+    """A frozen config of a task."""
+
+    def build(self, directory: Path, num_processes: int) -> Task:
+        """Makes the model, from the global torch seed, and prepares the examples.
+
+        Args:
+            directory: Of the run; prepared data that is there already is used again.
+            num_processes: For preparing; 0 prepares in this process.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimiser:
+    """AdamW with a linear warm-up and a cosine decay to zero."""
+
+    learning_rate: float = 1e-3
+    """At the end of the warm-up."""
+    warm_up_steps: int = 100
+    weight_decay: float = 0.01
+    """On matrices; never on biases, norms and other vectors."""
+    beta_2: float = 0.98
+    clip_norm: float = 1.0
+    """Longest gradient, over all weights."""
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """Gives the learning rate of a step, counted from 0."""
+        if step < self.warm_up_steps:
+            return self.learning_rate * (step + 1) / self.warm_up_steps
+        done = (step - self.warm_up_steps) / max(1, num_steps - self.warm_up_steps)
+        return float(self.learning_rate * 0.5 * (1 + np.cos(np.pi * done)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """A training run: `training.loop.run` turns it into a Hugging Face directory."""
+
+    name: str
+    """Of the recipe; stands in messages and in training.json."""
+    task: TaskConfig
+    """What is learnt, from what."""
+    num_steps: int
+    """Optimiser steps; the data is repeated as often as they need."""
+    batch_size: int
+    """Most frames (speech) or tokens (text) of a batch, padding included."""
+    seed: int = 1
+    """Of the weights, the batches, dropout and augmentation."""
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    precision: str = "float32"
+    """"float32", or "bfloat16": matrix products in bfloat16 (twice as fast where the CPU has avx512_bf16)."""
+    device: str = runtime_field("cpu")
+    """Where the model is trained: "cpu", "cuda"."""
+    num_threads: int = runtime_field(2)
+    """Threads of torch."""
+    num_processes: int = runtime_field(2)
+    """Processes that compute features; 0 computes them in this one."""
+    log_every: int = runtime_field(20)
+    """Steps whose mean loss is one line of log.jsonl."""
+    checkpoint_every: int = runtime_field(200)
+    """Steps between checkpoints."""
+    evaluate_every: int = runtime_field(500)
+    """Steps between measurements on dev; they change no weights."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision '{self.precision}' is unknown; use one of {PRECISIONS}")
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise ValueError(f"num_steps is {self.num_steps} and batch_size {self.batch_size}; both must be at least 1")
+
+
+PRECISIONS: Sequence[str] = ("float32", "bfloat16")

@@ -1,0 +1,76 @@
+"""What is minimised: cross entropy, CTC, and their mixture, each in nats per target token.
+
+Letters of shapes: B utterances, T frames, N target positions, V vocabulary.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORED = -100
+"""Target that costs nothing (padding); the convention of torch and transformers."""
+
+
+def cross_entropy(logits_BNV: Tensor, targets_BN: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Mean negative log-probability of the targets, in nats per token.
+
+    Args:
+        logits_BNV: Any float type; the softmax is taken in float32.
+        targets_BN: int64; `IGNORED` positions do not count.
+        label_smoothing: Share of the target's mass that is spread over the vocabulary, in [0, 1).
+
+    Returns:
+        Scalar, float32.
+    """
+    return functional.cross_entropy(
+        logits_BNV.float().flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing
+    )
+
+
+def ctc(logits_BTV: Tensor, lengths_B: Tensor, targets_BN: Tensor, *, blank: int) -> Tensor:
+    """Negative log-probability of the target texts, all alignments summed, in nats per target token.
+
+    Args:
+        logits_BTV: Any float type; the softmax is taken in float32.
+        lengths_B: Frames of each utterance, at least what its text needs.
+        targets_BN: int64, padded with `IGNORED`.
+        blank: Vocabulary index of the blank.
+
+    Returns:
+        Scalar, float32; infinite where a text does not fit its frames.
+
+    Reference:
+        Graves et al. 2006, Connectionist temporal classification, equation 12; the division by tokens is ours.
+    """
+    mask_BN = targets_BN != IGNORED
+    log_probs_TBV = functional.log_softmax(logits_BTV.float(), dim=-1).transpose(0, 1)
+    total = functional.ctc_loss(
+        log_probs_TBV,
+        targets_BN.masked_select(mask_BN),
+        lengths_B,
+        mask_BN.sum(-1),
+        blank=blank,
+        reduction="sum",
+    )
+    return total / mask_BN.sum().clamp(min=1)
+
+
+def joint(ctc_loss: Tensor, attention_loss: Tensor, *, ctc_weight: float) -> Tensor:
+    """Mixture of the CTC and attention losses of one encoder.
+
+    Args:
+        ctc_loss: Scalar, nats per token.
+        attention_loss: Scalar, nats per token.
+        ctc_weight: In [0, 1]; 0.3 in the paper's best systems.
+
+    Reference:
+        Watanabe et al. 2017, Hybrid CTC/attention architecture, equation 27.
+    """
+    return torch.lerp(attention_loss, ctc_loss, ctc_weight)
+
+
+def frames_needed(target: list[int]) -> int:
+    """Fewest CTC frames that can carry a text: one per token, and a blank between equal neighbours."""
+    return len(target) + sum(a == b for a, b in itertools.pairwise(target))

@@ -1,0 +1,154 @@
+"""Where a training gets its examples from: the synthetic corpus, or an UTTERANCES table. Loads no framework."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from ctxasr_ray import audio, text
+from ctxasr_ray.corpora.synthetic import SyntheticConfig
+
+TRAINABLE = ("train", "dev")
+"""Splits that a training may read: train to learn from, dev to be measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One utterance to learn from."""
+
+    name: str
+    text: str
+    samples: npt.NDArray[np.float32]
+    """(num_samples,) mono at 16 kHz."""
+
+
+class Speech(Protocol):
+    """A config of recordings with their texts, read at random, in any process."""
+
+    def __len__(self) -> int:
+        """Number of utterances."""
+        ...
+
+    def example(self, index: int) -> Example:
+        """Reads one utterance.
+
+        Raises:
+            ValueError: the recording or its text cannot be used; says why.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticSpeech:
+    """The first utterances of a split of the synthetic corpus, spoken when they are asked for."""
+
+    num_utterances: int
+    split: str = "train"
+    corpus: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        refuse_test(self.split, "the synthetic corpus")
+
+    def __len__(self) -> int:
+        """Number of utterances."""
+        return self.num_utterances
+
+    def example(self, index: int) -> Example:
+        """Speaks one utterance."""
+        spoken = self.corpus.spoken(self.split, index)
+        return Example(spoken.utterance_id, spoken.text, spoken.samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSpeech:
+    """The utterances of one split of an UTTERANCES table (a Parquet file), for example of your own corpus."""
+
+    path: str
+    """Parquet file with the columns of `schema.UTTERANCES`."""
+    split: str = "train"
+    normaliser: str = "basic"
+    """Name of the normaliser that makes the training text from the raw reference."""
+
+    def __post_init__(self) -> None:
+        refuse_test(self.split, self.path)
+
+    def __len__(self) -> int:
+        """Number of utterances of the split that have a reference."""
+        return len(_rows(self.path, self.split))
+
+    def example(self, index: int) -> Example:
+        """Reads one recording and its reference.
+
+        Raises:
+            ValueError: the audio cannot be decoded.
+        """
+        row = _rows(self.path, self.split)[index]
+        samples = audio.load(
+            row["audio_uri"], start_s=row["start_s"], duration_s=row["duration_s"], channel=row["channel"]
+        )
+        return Example(row["utterance_id"], text.normalise(row["reference"], self.normaliser), samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticText:
+    """The texts of the first utterances of a split of the synthetic corpus, unspoken."""
+
+    num_sentences: int
+    split: str = "train"
+    corpus: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        refuse_test(self.split, "the synthetic corpus")
+
+    def sentences(self) -> Iterator[str]:
+        """Gives one sentence after the other."""
+        return (self.corpus.sentence(self.split, index).text for index in range(self.num_sentences))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFile:
+    """A file of one sentence per line, UTF-8."""
+
+    path: str
+    split: str = "train"
+    """What the text is used for; a file of test references is not to be named here."""
+
+    def __post_init__(self) -> None:
+        refuse_test(self.split, self.path)
+
+    def sentences(self) -> Iterator[str]:
+        """Gives the lines that are not blank.
+
+        Raises:
+            ValueError: the file is missing.
+        """
+        if not Path(self.path).is_file():
+            raise ValueError(f"training: no text file at {self.path}.")
+        with open(self.path, encoding="utf-8") as lines:
+            yield from (line.strip() for line in lines if line.strip())
+
+
+@functools.lru_cache(maxsize=4)
+def _rows(path: str, split: str) -> list[dict[str, Any]]:
+    if not Path(path).is_file():
+        raise ValueError(f"training: no UTTERANCES table at {path}; give the path of one Parquet file.")
+    rows = pq.read_table(path, filters=[("split", "=", split)]).to_pylist()
+    return [row for row in rows if row["reference"] is not None]
+
+
+def refuse_test(split: str, what: str) -> None:
+    """Refuses to train or to tune on a test split.
+
+    Raises:
+        ValueError: the split is neither train nor dev.
+    """
+    if split not in TRAINABLE:
+        raise ValueError(
+            f"training: split '{split}' of {what} may not be trained on, nor measured while training; "
+            f"use one of {TRAINABLE}. Test is for reporting only."
+        )

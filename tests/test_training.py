@@ -1,0 +1,426 @@
+"""One training loop: batches, objectives, resume, refusals, published directories, and the shipped models."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForCausalLM,
+    AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+    ParakeetFeatureExtractor,
+    WhisperFeatureExtractor,
+)
+
+from ctxasr_ray.models import attention, checkpoint
+from ctxasr_ray.recipes import tiny_models
+from ctxasr_ray.training import batches, features, objectives
+from ctxasr_ray.training.assets import ASSETS, DIGESTS, ship
+from ctxasr_ray.training.augment import SpecAugment
+from ctxasr_ray.training.config import Task, TrainingConfig
+from ctxasr_ray.training.ctc import CtcTask
+from ctxasr_ray.training.joint import JointTask
+from ctxasr_ray.training.language import LanguageModelTask
+from ctxasr_ray.training.loop import TrainingDivergedError, run
+from ctxasr_ray.training.publish import digests
+from ctxasr_ray.training.sources import Example, SyntheticSpeech, SyntheticText, TextFile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ToneSpeech:
+    """Each letter is a tone of its own pitch: speech that can be learnt in seconds."""
+
+    num_utterances: int
+    nan_at: int = -1
+    """Utterance with a broken sample."""
+    seconds_per_letter: float = 0.12
+
+    def __len__(self) -> int:
+        return self.num_utterances
+
+    def example(self, index: int) -> Example:
+        rng = np.random.default_rng(index)
+        letters = rng.choice(list("abcde"), size=int(rng.integers(3, 9)))
+        time = np.arange(int(16000 * self.seconds_per_letter)) / 16000
+        samples = np.concatenate([np.sin(2 * np.pi * (300 + 400 * (ord(c) - ord("a"))) * time) for c in letters])
+        samples = (samples + 0.01 * rng.standard_normal(len(samples))).astype(np.float32)
+        if index == self.nan_at:
+            samples[0] = np.nan
+        return Example(f"tone-{index}", "".join(letters), samples)
+
+
+def short(config: TrainingConfig, **changes: object) -> TrainingConfig:
+    here = dataclasses.replace(config, checkpoint_every=2, num_threads=1, num_processes=0)
+    return dataclasses.replace(here, **changes)  # type: ignore[arg-type]
+
+
+def tone_ctc(**changes: object) -> TrainingConfig:
+    task = CtcTask(
+        train=ToneSpeech(num_utterances=12),  # type: ignore[arg-type]
+        dev=ToneSpeech(num_utterances=3),  # type: ignore[arg-type]
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=32,
+        subsampling_channels=4,
+    )
+    return short(TrainingConfig(name="tones", task=task, num_steps=9, batch_size=300, seed=3), **changes)
+
+
+def small_lm(**changes: object) -> TrainingConfig:
+    task = LanguageModelTask(
+        train=SyntheticText(num_sentences=200),
+        dev=SyntheticText(num_sentences=5, split="dev"),
+        vocabulary_size=80,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=32,
+        dropout=0.2,
+    )
+    return short(TrainingConfig(name="lm", task=task, num_steps=9, batch_size=500, seed=3), **changes)
+
+
+# ---- batches
+
+
+def test_an_epoch_holds_every_example_once_and_bounds_the_padded_size() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+    made = batches.epoch_batches(lengths, 100, 5, 0)
+    assert sorted(np.concatenate(made).tolist()) == list(range(300))
+    assert all(lengths[batch].max() * len(batch) <= 100 for batch in made)
+    padded = sum(lengths[batch].max() * len(batch) for batch in made)
+    assert padded <= 1.25 * lengths.sum()
+
+
+def test_an_example_longer_than_the_batch_size_is_a_batch_of_its_own() -> None:
+    made = batches.epoch_batches(np.array([5, 1000, 5]), 20, 0, 0)
+    assert sorted(batch.tolist() for batch in made)[-1] == [1] or [1] in [batch.tolist() for batch in made]
+
+
+def test_steps_from_the_middle_are_the_rest_of_the_steps_from_the_start() -> None:
+    lengths = np.random.default_rng(1).integers(1, 50, 40)
+    whole = list(batches.steps(lengths, 100, 5, start=0, stop=37))
+    assert [step for step, _ in whole] == list(range(37))
+    for start in (0, 1, 13, 36, 37):
+        rest = list(batches.steps(lengths, 100, 5, start=start, stop=37))
+        assert [(s, b.tolist()) for s, b in rest] == [(s, b.tolist()) for s, b in whole[start:]]
+
+
+def test_no_examples_are_refused() -> None:
+    with pytest.raises(ValueError, match="left_out"):
+        next(batches.steps(np.zeros(0, np.int64), 10, 0, start=0, stop=1))
+
+
+# ---- objectives
+
+
+def test_ctc_equals_the_sum_over_all_paths() -> None:
+    torch.manual_seed(0)
+    logits_BTV = torch.randn(2, 4, 3)
+    log_probs = logits_BTV.log_softmax(-1)
+    targets, lengths, blank = [[0, 0], [1]], [4, 3], 2
+    expected = 0.0
+    for row, (target, length) in enumerate(zip(targets, lengths, strict=True)):
+        total = 0.0
+        for path in itertools.product(range(3), repeat=length):
+            collapsed = [token for token, _ in itertools.groupby(path)]
+            if [t for t in collapsed if t != blank] == target:
+                total += float(np.exp(sum(float(log_probs[row, t, v]) for t, v in enumerate(path))))
+        expected -= np.log(total)
+    padded = torch.tensor([[0, 0], [1, objectives.IGNORED]])
+    got = objectives.ctc(logits_BTV, torch.tensor(lengths), padded, blank=blank)
+    assert float(got) == pytest.approx(expected / 3, abs=1e-5)
+
+
+def test_cross_entropy_ignores_padding() -> None:
+    logits = torch.randn(2, 3, 5)
+    targets = torch.tensor([[1, 2, objectives.IGNORED], [4, objectives.IGNORED, objectives.IGNORED]])
+    log_probs = logits.log_softmax(-1)
+    expected = -(log_probs[0, 0, 1] + log_probs[0, 1, 2] + log_probs[1, 0, 4]) / 3
+    assert float(objectives.cross_entropy(logits, targets)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_joint_loss_is_the_weighted_sum() -> None:
+    assert float(objectives.joint(torch.tensor(2.0), torch.tensor(1.0), ctc_weight=0.3)) == pytest.approx(1.3)
+
+
+def test_repeated_tokens_need_a_blank_between() -> None:
+    assert objectives.frames_needed([1, 1, 2, 2, 2]) == 8
+    assert objectives.frames_needed([]) == 0
+
+
+# ---- features
+
+
+def test_augmentation_is_repeatable_and_bounded() -> None:
+    original = np.random.default_rng(0).standard_normal((100, 80)).astype(np.float32)
+    one, two = original.copy(), original.copy()
+    SpecAugment()(one, np.random.default_rng(4))
+    SpecAugment()(two, np.random.default_rng(4))
+    np.testing.assert_array_equal(one, two)
+    hidden = (one != original).mean()
+    assert 0 < hidden < 0.75
+
+
+def test_log_mel_is_what_the_extractor_gives_at_inference() -> None:
+    samples = np.random.default_rng(0).standard_normal(16000 * 2 + 77).astype(np.float32) * 0.1
+    parakeet = ParakeetFeatureExtractor()
+    got, frames = features.log_mel(parakeet, samples)
+    direct = parakeet(samples, sampling_rate=16000, return_tensors="np")
+    assert frames == len(got) == direct["attention_mask"].sum()
+    np.testing.assert_allclose(got, direct["input_features"][0, :frames], atol=1e-6)
+
+    whisper = WhisperFeatureExtractor(feature_size=80, chunk_length=8)
+    got, frames = features.log_mel(whisper, samples)
+    direct = whisper(samples, sampling_rate=16000, return_tensors="np")["input_features"][0].T
+    filled = np.concatenate([got, np.repeat(got[-1:], len(direct) - len(got), axis=0)])
+    np.testing.assert_allclose(filled, direct, atol=1e-6)
+    assert frames == 200
+
+
+def test_an_utterance_longer_than_the_window_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    source = ToneSpeech(num_utterances=4, seconds_per_letter=0.3)
+    made = features.compute(source, WhisperFeatureExtractor(chunk_length=1), tmp_path, num_processes=0)
+    assert len(made) + len(made.left_out) == 4
+    assert made.left_out
+    assert all("longer than the model's window of 1 s" in reason for reason in made.left_out.values())
+
+
+def test_features_in_processes_equal_features_in_this_one(tmp_path: Path) -> None:
+    source = SyntheticSpeech(num_utterances=3, split="dev")
+    extractor = ParakeetFeatureExtractor()
+    here = features.compute(source, extractor, tmp_path / "here", num_processes=0)
+    there = features.compute(source, extractor, tmp_path / "there", num_processes=1)
+    assert here.texts == there.texts
+    for index in range(3):
+        np.testing.assert_array_equal(here[index], there[index])
+
+
+# ---- the loop
+
+
+class StoppedError(Exception):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Stopping:
+    """A task that dies at a step, as a killed process does: between two checkpoints, with nothing written."""
+
+    task: object
+    steps: int
+
+    def build(self, directory: Path, num_processes: int) -> Task:
+        built = self.task.build(directory, num_processes)  # type: ignore[attr-defined]
+        left = itertools.count(1)
+        loss = built.loss
+
+        def stop(batch: object) -> object:
+            if next(left) > self.steps:
+                raise StoppedError
+            return loss(batch)
+
+        built.loss = stop
+        return built  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [tone_ctc, small_lm])
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(make: object, tmp_path: Path) -> None:
+    config = make()  # type: ignore[operator]
+    whole = run(config, tmp_path / "whole")
+    steps = int(np.random.default_rng().integers(1, 8))
+    with pytest.raises(StoppedError):
+        run(dataclasses.replace(config, task=Stopping(task=config.task, steps=steps)), tmp_path / "killed")
+    (tmp_path / "killed" / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
+    resumed = run(config, tmp_path / "killed")
+    from safetensors.torch import load_file
+
+    weights = [load_file(p.parent / "checkpoint.safetensors") for p in (whole, resumed)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=0, msg=f"{name}, killed after {steps}")
+    figures = [json.loads((p.parent / "training.json").read_text())["figures"] for p in (whole, resumed)]
+    assert figures[0] == figures[1]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    model = run(small_lm(), tmp_path)
+    before = (tmp_path / "training.json").stat().st_mtime_ns
+    assert run(small_lm(), tmp_path) == model
+    assert (tmp_path / "training.json").stat().st_mtime_ns == before
+
+
+def test_a_directory_of_another_config_is_refused_by_name(tmp_path: Path) -> None:
+    run(small_lm(num_steps=1), tmp_path)
+    with pytest.raises(ValueError, match=r"another config \(different: num_steps, seed\)"):
+        run(small_lm(num_steps=2, seed=4), tmp_path)
+    run(small_lm(num_steps=1, num_threads=2, checkpoint_every=7), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> None:
+    config = tone_ctc()
+    broken = dataclasses.replace(config.task, train=ToneSpeech(num_utterances=12, nan_at=5))  # type: ignore[type-var]
+    with pytest.raises(TrainingDivergedError, match=r"tone-5\b.*last good checkpoint|tone-5\b.*no checkpoint"):
+        run(dataclasses.replace(config, task=broken, checkpoint_every=1), tmp_path)
+    kept = tmp_path / "checkpoint.safetensors"
+    if kept.exists():
+        from safetensors.torch import load_file
+
+        assert all(bool(t.isfinite().all()) for t in load_file(kept).values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SyntheticSpeech(num_utterances=1, split="test"),
+        lambda: SyntheticText(num_sentences=1, split="test"),
+        lambda: TextFile(path="x.txt", split="test"),
+    ],
+)
+def test_nothing_is_trained_on_a_test_split(make: object) -> None:
+    with pytest.raises(ValueError, match=r"'test'.*reporting only"):
+        make()  # type: ignore[operator]
+
+
+def test_texts_that_cannot_be_written_are_left_out_with_their_reason(tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Odd:
+        def __len__(self) -> int:
+            return 3
+
+        def example(self, index: int) -> Example:
+            text = ("fine", "route 66", "far too long a text for a tenth of a second")[index]
+            return Example(f"odd-{index}", text, np.full(16000 if index == 0 else 1600, 0.1, np.float32))
+
+    config = dataclasses.replace(tone_ctc().task, train=Odd(), dev=Odd())  # type: ignore[type-var]
+    built = config.build(tmp_path, 0)
+    assert built.names(np.arange(len(built.lengths))) == ["odd-0"]
+    assert "'6'" in built.left_out["odd-1"]
+    assert "output frames" in built.left_out["odd-2"]
+
+
+# ---- the recipes and what they write
+
+
+def shrunk(config: TrainingConfig, tmp_path: Path) -> TrainingConfig:
+    """The recipe on a few examples, in small batches, for 20 steps at once at its full rate."""
+    task = config.task
+    if isinstance(task, LanguageModelTask):
+        task = dataclasses.replace(
+            task, train=SyntheticText(num_sentences=300), dev=SyntheticText(num_sentences=5, split="dev")
+        )
+        size = 600
+    else:
+        assert isinstance(task, CtcTask | JointTask)
+        speech, dev = SyntheticSpeech(num_utterances=6), SyntheticSpeech(num_utterances=2, split="dev")
+        task = dataclasses.replace(task, train=speech, dev=dev)
+        size = 1600
+    optimiser = dataclasses.replace(config.optimiser, warm_up_steps=5)
+    return dataclasses.replace(
+        config,
+        task=task,
+        num_steps=20,
+        batch_size=size,
+        optimiser=optimiser,
+        precision="float32",
+        log_every=1,
+        num_threads=1,
+        num_processes=0,
+    )
+
+
+@pytest.mark.parametrize("recipe", [tiny_models.train_ctc, tiny_models.train_lm, tiny_models.train_attention])
+def test_the_loss_of_each_recipe_falls_within_twenty_steps(recipe: object, tmp_path: Path) -> None:
+    run(shrunk(recipe(), tmp_path), tmp_path)  # type: ignore[operator]
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 20
+    assert np.mean(losses[-3:]) < 0.93 * np.mean(losses[:3])
+
+
+def test_a_published_ctc_model_loads_with_transformers_alone(tmp_path: Path) -> None:
+    directory = run(tone_ctc(), tmp_path)
+    model = AutoModelForCTC.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert model.dtype == torch.float32
+    assert model.config.pad_token_id == tokenizer.pad_token_id == len(tokenizer) - 1 != 0
+    processor = AutoProcessor.from_pretrained(directory)
+    samples = ToneSpeech(num_utterances=1).example(0).samples
+    logits = model(**processor(samples, sampling_rate=16000, return_tensors="pt")).logits
+    assert logits.shape[-1] == len(tokenizer)
+    ids = tokenizer("hello there", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, group_tokens=False) == "hello there"
+
+
+def test_a_published_lm_begins_a_text_by_its_own_convention(tmp_path: Path) -> None:
+    directory = run(small_lm(), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert model.dtype == torch.float32
+    assert json.loads((directory / "tokenizer_config.json").read_text())["add_bos_token"] is True
+    ids = tokenizer("call bob")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id == model.config.bos_token_id
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.convert_ids_to_tokens(ids)[1].startswith("\u2581")
+    assert tokenizer(" call bob")["input_ids"] == ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "call bob"
+
+
+def test_finished_runs_are_shipped_with_their_digests(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no finished training"):
+        ship(tmp_path / "nothing", "lm", tmp_path)
+    run(small_lm(num_steps=1), tmp_path / "run")
+    (tmp_path / "assets" / "lm").mkdir(parents=True)
+    (tmp_path / "assets" / "lm" / "stale.txt").write_text("old")
+    ship(tmp_path / "run", "lm", tmp_path / "assets")
+    known = json.loads((tmp_path / "assets" / DIGESTS).read_text())
+    assert known["lm"]["files"] == digests(tmp_path / "assets" / "lm")
+    assert "stale.txt" not in known["lm"]["files"]
+
+
+# ---- the shipped models
+
+
+@pytest.mark.parametrize("name", ["ctc", "lm", "attention"])
+def test_shipped_files_are_those_whose_digests_are_committed(name: str) -> None:
+    known = json.loads((ASSETS / DIGESTS).read_text())
+    assert digests(ASSETS / name) == known[name]["files"]
+
+
+def test_shipped_models_take_at_most_twelve_megabytes() -> None:
+    size = sum(p.stat().st_size for n in ("ctc", "lm", "attention") for p in (ASSETS / n).rglob("*"))
+    assert size <= 12e6
+
+
+def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:
+    recogniser = attention.load(checkpoint.resolve(str(ASSETS / "attention")))
+    lm = AutoTokenizer.from_pretrained(ASSETS / "lm")
+    assert recogniser.tokenizer.get_vocab() == lm.get_vocab()
+    assert recogniser.start_id == lm.bos_token_id
+    assert recogniser.eos_id == lm.eos_token_id
+    assert recogniser.ctc_head is not None
+    assert recogniser.ctc_head.out_features == len(lm)
+
+
+def test_the_shipped_attention_model_hears_with_transformers_alone_what_it_hears_with_us() -> None:
+    torch.set_num_threads(1)
+    directory = ASSETS / "attention"
+    samples = SyntheticSpeech(num_utterances=1, split="dev").example(0).samples
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(directory)
+    extractor = AutoFeatureExtractor.from_pretrained(directory)
+    inputs = extractor(samples, sampling_rate=16000, return_tensors="pt").input_features
+    with torch.inference_mode():
+        theirs = model.generate(inputs, num_beams=1, do_sample=False)
+        recogniser = attention.load(checkpoint.resolve(str(directory)))
+        features_BMF, _ = recogniser.features(samples)
+        from ctxasr_ray.training.joint import greedy
+
+        ours = greedy(recogniser, recogniser.encode(features_BMF), 96)
+    assert AutoTokenizer.from_pretrained(directory).decode(theirs[0], skip_special_tokens=True).strip() == ours[0]
