@@ -36,7 +36,7 @@ class CtcConfig:
     WRITES: ClassVar[str] = "hypotheses"
 
     model: str = field(metadata={"identity": False})
-    """Directory or hub id of a model that `AutoModelForCTC` loads. Its fingerprint is in the stage hash, not its place."""
+    """Directory or hub id of a model that `AutoModelForCTC` loads. Its fingerprint is in the hash, not its place."""
     revision: str | None = field(default=None, metadata={"identity": False})
     """Branch, tag or commit of a hub id; its commit is in the fingerprint."""
     dtype: str = "float32"
@@ -49,11 +49,11 @@ class CtcConfig:
     """Longest N-best list; texts in it are distinct. At most `beam_size`."""
     max_labels_per_frame: int = 32
     """New labels that a prefix may write in one frame: the most probable ones."""
-    min_label_log_prob: float = -8.0
+    min_label_log_prob: float = -10.0
     """Nats; a less probable label is not written in a frame unless it is the frame's most probable."""
-    beam_threshold: float = 16.0
+    beam_threshold: float = 20.0
     """Nats below the best prefix at which a prefix is dropped."""
-    blank_skip_prob: float | None = 0.999
+    blank_skip_prob: float | None = 0.9999
     """Frames with a more probable blank are taken to be blank; None searches every frame."""
     max_audio_s: float = 120.0
     """Longer audio is a `model_limit` row: attention over it would not fit; cut the recording into windows."""

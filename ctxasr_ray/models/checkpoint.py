@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ctxasr_ray.models import hub
+
 WEIGHTS: Final = "model"
 """Stem of a model's weight files."""
 ADAPTER: Final = "adapter_model"
@@ -25,16 +27,6 @@ _TOKENIZER_FILE: Final = re.compile(
     r"tokenizer.*\.(json|model)|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template\..*|spiece\.model|sentencepiece.*\.model|spm\.model|tekken\.json|normalizer\.json|.*\.tiktoken"
 )
-_DOWNLOADED: Final = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.jinja",
-)
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +63,9 @@ def resolve(model: str, revision: str | None = None, *, stem: str = WEIGHTS) -> 
             raise ValueError(f"model '{model}' is a directory, which has no revision '{revision}'; leave it out.")
         directory, commit = Path(model), None
     else:
-        directory, commit = _snapshot(model, revision, stem)
+        commit, names = hub.listing(model, revision)
+        _refuse_without_safetensors(model, names, stem)
+        directory = hub.snapshot(model, commit)
     required = "adapter_config.json" if stem == ADAPTER else "config.json"
     if not (directory / required).is_file():
         raise ValueError(
@@ -103,7 +97,7 @@ def fingerprint(model: str, revision: str | None = None, *, stem: str = WEIGHTS)
         OSError: the hub cannot be reached and its cache does not hold the model.
     """
     if not Path(model).is_dir():
-        commit, names = _hub_listing(model, revision)
+        commit, names = hub.listing(model, revision)
         _refuse_without_safetensors(model, names, stem)
         return {"model": f"{model}@{commit}"}
     checkpoint = resolve(model, revision, stem=stem)
@@ -227,7 +221,7 @@ def _weight_files(model: str, directory: Path, stem: str) -> tuple[Path, ...]:
     elif index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"model '{model}': {index} is not an index of weight files: {error!r}") from error
         outside = [name for name in names if Path(name).name != name]
         if outside:
@@ -290,47 +284,3 @@ def _file_digest(path: str, size: int, mtime_ns: int) -> str:
     """Sha256 of a file; size and time of change are in the key so that a rewritten file is read again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _snapshot(model: str, revision: str | None, stem: str) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-
-    commit, names = _hub_listing(model, revision)
-    _refuse_without_safetensors(model, names, stem)
-    directory = Path(snapshot_download(model, revision=commit, allow_patterns=list(_DOWNLOADED)))
-    assert directory.name == commit, f"{directory} is not the snapshot of {commit}"
-    return directory, commit
-
-
-def _hub_listing(model: str, revision: str | None) -> tuple[str, list[str]]:
-    """(commit, file names) of a hub id; from the local cache where the hub cannot be reached."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    nothing = f"model '{model}' is neither a directory on this machine nor a hub id"
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ValueError(f"{nothing}; no such directory: {Path(model).absolute()}.")
-    try:
-        info = HfApi().model_info(model, revision=revision)
-        return str(info.sha), [file.rfilename for file in info.siblings or []]
-    except HFValidationError as error:
-        raise ValueError(f"{nothing}: {error}") from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"model '{model}' has no revision '{revision}' on the hub.") from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"{nothing} that you may read; check the spelling, or run `hf auth login`.") from error
-    except Exception as unreachable:  # the hub's transport errors (httpx) share no base class but this
-        try:
-            cached = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        except (LocalEntryNotFoundError, ValueError):
-            raise OSError(
-                f"model '{model}' is no directory on this machine, its files are not in the local cache of the hub, "
-                f"and the hub cannot be reached: {unreachable}"
-            ) from unreachable
-    assert _COMMIT.fullmatch(cached.name), f"{cached} is not a snapshot of the hub's cache"
-    return cached.name, [p.name for p in cached.iterdir()]

@@ -62,7 +62,9 @@ def vocabulary(checkpoint: Checkpoint, tokenizer: Any, num_labels: int, blank_id
             f"model '{checkpoint.name}': output {nameless[0]} (of {len(nameless)}) has no token in {names}; the "
             "tokenizer does not match the weights. Use the tokenizer that the model was trained with."
         )
-    suppressed = tuple(sorted({int(i) for i in tokenizer.all_special_ids if i < num_labels} - {blank_id}))
+    delimiter_id = tokenizer.word_delimiter_token_id if hasattr(tokenizer, "word_delimiter_token_id") else None
+    special = {int(i) for i in tokenizer.all_special_ids if i < num_labels}
+    suppressed = tuple(sorted(special - {blank_id, delimiter_id}))  # Wav2Vec2CTCTokenizer counts `|` as special
     written = [v for v in range(num_labels) if v != blank_id and v not in suppressed]
     if not written:
         raise ValueError(f"model '{checkpoint.name}': every label is special; expected labels that stand for text.")
@@ -72,10 +74,9 @@ def vocabulary(checkpoint: Checkpoint, tokenizer: Any, num_labels: int, blank_id
         return str(tokenizer.decode(ids, group_tokens=False, clean_up_tokenization_spaces=False))
 
     pieces = [""] * num_labels
-    delimiter = getattr(tokenizer, "word_delimiter_token", None)
     anchor = next((v for v in written if decode([v]).strip()), written[0])
     for v in written:
-        if delimiter is not None and v == tokenizer.word_delimiter_token_id:
+        if v == delimiter_id:
             pieces[v] = " "
         else:  # behind an anchor, because decoders strip the space before a text's first word
             pieces[v] = decode([anchor, v])[len(decode([anchor])) :]

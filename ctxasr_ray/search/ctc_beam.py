@@ -58,11 +58,11 @@ class CtcBeamSearch:
     """Rows that are kept after each frame; also the longest N-best list."""
     max_labels_per_frame: int = 32
     """New labels that a row may write in one frame: the most probable ones. Blanks and repeats are never pruned."""
-    min_label_log_prob: float = -8.0
+    min_label_log_prob: float = -10.0
     """Nats; a less probable label is not written in this frame unless it is the frame's most probable."""
-    beam_threshold: float = 16.0
+    beam_threshold: float = 20.0
     """Nats below the best row at which a row is dropped."""
-    blank_skip_prob: float | None = 0.999
+    blank_skip_prob: float | None = 0.9999
     """Frames with a more probable blank are taken to be blank for every row; None searches every frame."""
     suppressed: tuple[int, ...] = ()
     """Labels that are never written (<s>, <unk>, ...)."""

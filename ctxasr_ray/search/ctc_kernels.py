@@ -75,6 +75,43 @@ def prune_labels(
 
 
 @compiled
+def _expand_stays(
+    beam: Beam,
+    trie: Trie,
+    log_probs_V: Floats,
+    blank_id: int,
+    position_V: Int32s,
+    taken_KL: npt.NDArray[np.bool_],
+    candidates: Candidates,
+) -> float:
+    """Rows that write nothing new, plus the mass that their parents in the beam hand down; the best score."""
+    best = -np.inf
+    for row in range(beam.size[0]):
+        node = beam.node[row]
+        label = -np.inf
+        if node > 0:
+            token = trie.token[node]
+            label = beam.label[row] + log_probs_V[token]
+            parent = trie.row[trie.parent[node]]
+            if parent >= 0:
+                mass = beam.blank[parent]
+                if trie.token[beam.node[parent]] != token:  # else only a blank separates the two
+                    mass = log_add(mass, beam.label[parent])
+                label = log_add(label, mass + log_probs_V[token])
+                if position_V[token] >= 0:
+                    taken_KL[parent, position_V[token]] = True
+        blank = log_add(beam.blank[row], beam.label[row]) + log_probs_V[blank_id]
+        candidates.row[row] = row
+        candidates.token[row] = STAY
+        candidates.blank[row] = blank
+        candidates.label[row] = label
+        candidates.fusion[row] = beam.fusion[row]
+        candidates.score[row] = log_add(blank, label) + beam.fusion[row]
+        best = max(best, candidates.score[row])
+    return best
+
+
+@compiled
 def expand(
     beam: Beam,
     trie: Trie,
@@ -105,47 +142,21 @@ def expand(
         taken_KL: Scratch, at least K x L.
         candidates: Receives at most K * (L + 1) candidates: all stays in the order of the rows, then the others.
     """
-    num_rows = beam.size[0]
-    taken_KL[:num_rows, :num_labels] = False
-    for row in range(num_rows):
+    count = beam.size[0]
+    taken_KL[:count, :num_labels] = False
+    for row in range(count):
         trie.row[beam.node[row]] = row
-    best = -np.inf
-    for row in range(num_rows):
-        node = beam.node[row]
-        total = log_add(beam.blank[row], beam.label[row])
-        label = -np.inf
-        if node > 0:
-            token = trie.token[node]
-            label = beam.label[row] + log_probs_V[token]
-            parent = trie.row[trie.parent[node]]
-            if parent >= 0:
-                repeat = beam.node[parent] > 0 and trie.token[beam.node[parent]] == token
-                mass = beam.blank[parent]
-                if not repeat:
-                    mass = log_add(mass, beam.label[parent])
-                label = log_add(label, mass + log_probs_V[token])
-                if position_V[token] >= 0:
-                    taken_KL[parent, position_V[token]] = True
-        candidates.row[row] = row
-        candidates.token[row] = STAY
-        candidates.blank[row] = total + log_probs_V[blank_id]
-        candidates.label[row] = label
-        candidates.fusion[row] = beam.fusion[row]
-        candidates.score[row] = log_add(candidates.blank[row], label) + beam.fusion[row]
-        best = max(best, candidates.score[row])
-    count = num_rows
-    floor = best - threshold
-    for row in range(num_rows):
+    floor = _expand_stays(beam, trie, log_probs_V, blank_id, position_V, taken_KL, candidates) - threshold
+    for row in range(beam.size[0]):
         node = beam.node[row]
         trie.row[node] = -1
-        last = trie.token[node]
         total = log_add(beam.blank[row], beam.label[row])
         for place in range(num_labels):
             token = labels_L[place]
-            mass = beam.blank[row] if token == last else total
-            score = mass + log_probs_V[token] + beam.fusion[row]
             if total + log_probs_V[token] + beam.fusion[row] < floor:
                 break
+            mass = beam.blank[row] if token == trie.token[node] else total
+            score = mass + log_probs_V[token] + beam.fusion[row]
             if taken_KL[row, place] or score < floor or score == -np.inf:
                 continue
             candidates.row[count] = row
