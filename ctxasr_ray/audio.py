@@ -18,7 +18,7 @@ import soxr
 
 from ctxasr_ray.archive import AudioError, open_binary
 
-__all__ = ["MIX_DOWN", "SAMPLE_RATE_HZ", "AudioError", "AudioInfo", "load", "probe"]
+__all__ = ["MIX_DOWN", "SAMPLE_RATE_HZ", "SHORTFALL_S", "AudioError", "AudioInfo", "load", "probe"]
 
 SAMPLE_RATE_HZ: Final = 16000
 MIX_DOWN: Final = -1

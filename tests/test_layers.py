@@ -15,6 +15,7 @@ GROUND = (
     "align",
     "align_nist",
     "text",
+    "archive",
     "audio",
     "token_tree",
     "processes",

@@ -1,0 +1,92 @@
+"""Text files of a corpus, line by line, refused with file, line, column and remedy where they are broken."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ctxasr_ray.archive import AudioError, is_url, open_binary
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be taken as it is; raised before any work, so nothing is lost."""
+
+    def __init__(
+        self, path: str | Path, problem: str, line: int | None = None, column: int | str | None = None
+    ) -> None:
+        where = str(path)
+        if line is not None:
+            where += f", line {line}"
+        if column is not None:
+            where += f", column {column}" if isinstance(column, int) else f", column '{column}'"
+        super().__init__(f"{where}: {problem}")
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Gives the lines that are not blank, with their numbers; a BOM and CRLF are read over.
+
+    Args:
+        path: Local path or URL of a UTF-8 text file.
+
+    Returns:
+        (line number from 1, line without its end), read and checked as a whole before the first one is given.
+
+    Raises:
+        ManifestError: missing, empty, or not UTF-8.
+    """
+    try:
+        with open_binary(str(path)) as stream:
+            data = stream.read()
+    except AudioError as error:
+        raise ManifestError(error.uri, error.reason) from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ManifestError(path, "is UTF-16; save it as UTF-8", line=1, column=1)
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8")) + 1
+        problem = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise ManifestError(path, problem, before.count(b"\n") + 1, column) from error
+    if not text.strip():
+        raise ManifestError(path, "is empty; write one line per utterance")
+    return _numbered(text)
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def refuse_duplicates(path: str | Path, ids: Iterable[tuple[int, str]]) -> None:
+    """Refuses two lines of one id, naming both.
+
+    Args:
+        path: The manifest, for the message.
+        ids: (line number, utterance_id).
+    """
+    first: dict[str, int] = {}
+    for line, utterance_id in ids:
+        if utterance_id in first:
+            problem = f"'{utterance_id}' stands in line {first[utterance_id]} already; give every line an id of its own"
+            raise ManifestError(path, problem, line, "utterance_id")
+        first[utterance_id] = line
+
+
+def folder_of(path: str | Path) -> str:
+    """Gives the folder, or the URL, that relative audio paths of a manifest start from."""
+    text = str(path)
+    return text.rpartition("/")[0] if is_url(text) else str(Path(text).absolute().parent)
+
+
+def resolve(folder: str, audio: str) -> str:
+    """Makes an audio path of a manifest absolute, so that every worker finds it; URLs stay as they are."""
+    if is_url(audio) or audio.startswith("/"):
+        return audio
+    return f"{folder}/{audio}" if is_url(folder) else str(Path(folder, audio))
+
+
+def corpus_name(path: str | Path) -> str:
+    """Names a corpus that has no name: after the manifest, or after its folder where it is just called manifest."""
+    name = Path(str(path))
+    return Path(folder_of(path)).name if name.stem == "manifest" else name.stem
