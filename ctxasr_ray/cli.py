@@ -1,0 +1,264 @@
+"""The console script `ctxasr`: a command, a recipe's name, then any field of the recipe.
+
+Every command ends with one clear message and a non-zero exit when it cannot do what was asked; what a run has
+committed stays, and the same command goes on from there.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import tyro
+
+from ctxasr_ray.corpora.synthetic import SyntheticConfig
+from ctxasr_ray.experiment import Experiment
+from ctxasr_ray.recipes.evaluation import RECIPES, find
+from ctxasr_ray.schema import ContractError
+
+if TYPE_CHECKING:
+    from ctxasr_ray.store import Shard, Store
+
+_ONE_RECIPE: Final = (tyro.conf.AvoidSubcommands,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluate:
+    """Runs a recipe and reports; the same command again goes on where the last one ended."""
+
+    root: str
+    """Run folder: tables, provenance and, if it is local, the report. Also s3://bucket/folder."""
+    report: Path | None = None
+    """Where the report goes; by default ROOT/report, for a root on S3 runs/RECIPE/report."""
+    manifest: Path | None = None
+    """NeMo JSON-lines manifest, or a folder of audio with transcripts; without one the recipe's own corpus."""
+    json: bool = False
+    """Print RESULTS as JSON lines, nothing else, on standard output."""
+    retry_errors: bool = False
+    """Redo utterances that carry an error, as a new attempt."""
+    address: str | None = None
+    """Ray cluster, for example ray://head:10001 or auto; without it a running one, else one started here."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    """The recipe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepare:
+    """Writes the recipe's synthetic corpus as audio files and a manifest."""
+
+    directory: Path
+    """Where the corpus goes."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    """The recipe."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    from ctxasr_ray.stage_calls import RunError
+    from ctxasr_ray.store import StoreError
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    command, *rest = words
+    if command not in COMMANDS:
+        print(f"ctxasr: command '{command}' is unknown.\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[command](rest)
+    except (ValueError, ContractError, RunError, StoreError, OSError) as error:
+        print(f"ctxasr {command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nctxasr {command}: stopped. What is committed stays; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    lines = ["usage: ctxasr COMMAND [RECIPE] [OPTIONS]", "", "commands:"]
+    lines += [f"  {name:<11} {_first_line(function)}" for name, function in COMMANDS.items()]
+    lines += ["", "recipes:"]
+    lines += [f"  {name:<11} {_first_line(function)}" for name, function in RECIPES.items()]
+    lines += ["", "`ctxasr evaluate RECIPE --help` lists every field of a recipe."]
+    return "\n".join(lines)
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").strip().split("\n")[0]
+
+
+def _recipe(command: str, words: list[str]) -> tuple[str, list[str]]:
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"expected a recipe: ctxasr {command} RECIPE ... with RECIPE one of {', '.join(RECIPES)}.")
+    return words[0], words[1:]
+
+
+def _parse_evaluate(command: str, words: list[str]) -> Evaluate:
+    name, rest = _recipe(command, words)
+    home = f"runs/{name.replace(':', '-')}"
+    default = Evaluate(root=home, experiment=find(name)())
+    options = tyro.cli(Evaluate, default=default, args=rest, prog=f"ctxasr {command} {name}", config=_ONE_RECIPE)
+    report = options.report or Path(home if "://" in options.root else options.root) / "report"
+    return replace(options, report=report)
+
+
+def _evaluate(words: list[str]) -> int:
+    """Run a recipe on a manifest: N-best, scores, fusion, results, report."""
+    return evaluate(_parse_evaluate("evaluate", words))
+
+
+def _quickstart(words: list[str]) -> int:
+    """Run the whole line on a synthetic corpus with the shipped tiny models (about two minutes)."""
+    return evaluate(_parse_evaluate("quickstart", ["quickstart", *words]))
+
+
+def evaluate(options: Evaluate) -> int:
+    """Runs an experiment, prints its table or JSON lines, writes the report; returns the exit status."""
+    from rich.console import Console
+
+    from ctxasr_ray import pipeline
+    from ctxasr_ray.progress import shown
+    from ctxasr_ray.report.tables import results_records, terminal_table
+
+    errors = Console(stderr=True)
+    store, shards = _open(options)
+    with shown(errors) as on_progress:
+        summary = pipeline.run(
+            options.experiment,
+            store,
+            shards,
+            on_progress=on_progress,
+            retry_errors=options.retry_errors,
+            address=options.address,
+        )
+    results = pipeline.results(options.experiment, store, shards)
+    page = _write_report(options, store, shards)
+    if options.json:
+        for record in results_records(results):
+            print(json.dumps(record, ensure_ascii=False))
+    else:
+        Console().print(terminal_table(results))
+    done = f"{summary.done + summary.redone} tables made, {summary.skipped} already committed"
+    errors.print(f"{done}, {summary.failures} rows with errors, {summary.wall_s:.0f} s.", highlight=False)
+    errors.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _open(options: Evaluate) -> "tuple[Store, list[Shard]]":
+    """The run folder and the shards of the manifest, or of the recipe's own corpus."""
+    import pyarrow as pa
+
+    from ctxasr_ray import pipeline
+    from ctxasr_ray.corpora.manifest import read_corpus
+    from ctxasr_ray.store import Store
+
+    experiment = options.experiment
+    tables = [] if options.manifest is None else [read_corpus(options.manifest)]
+    spoken = experiment.synthetic
+    if spoken is not None and not tables:
+        tables = [read_corpus(_spoken(spoken))]
+    elif spoken is not None and experiment.scorers and "dev" not in set(tables[0]["split"].to_pylist()):
+        tables.append(read_corpus(_spoken(replace(spoken, num_train=0, num_test=0))))
+    if not tables:
+        raise ValueError(
+            "this recipe has no corpus of its own; name one: --manifest FILE (NeMo JSON lines or a folder)."
+        )
+    store = Store(options.root)
+    return store, pipeline.add_corpus(experiment, store, pa.concat_tables(tables))
+
+
+def _spoken(config: SyntheticConfig) -> Path:
+    """The manifest of a synthetic corpus, made once per config under runs/corpora."""
+    from ctxasr_ray.corpora import synthetic
+    from ctxasr_ray.identity import digest
+    from ctxasr_ray.stage import identity
+
+    folder = Path("runs/corpora") / f"synthetic-{digest(identity(config))[:16]}"
+    made = folder / synthetic.MANIFEST
+    return made if made.is_file() else synthetic.prepare(config, folder)
+
+
+def _plan(words: list[str]) -> int:
+    """Say what a recipe would run, what is committed already, and what it asks of the cluster."""
+    from ctxasr_ray import execution, pipeline
+
+    options = _parse_evaluate("plan", words)
+    store, shards = _open(options)
+    _show(execution.plan(store, pipeline.line(options.experiment).steps, shards), options.json)
+    return 0
+
+
+def _status(words: list[str]) -> int:
+    """Say how far a run is, from its receipts, also while it goes on."""
+    from ctxasr_ray import execution, pipeline
+
+    options = _parse_evaluate("status", words)
+    store, shards = _open(options)
+    _show(execution.status(store, pipeline.line(options.experiment).steps, shards), options.json)
+    return 0
+
+
+def _report(words: list[str]) -> int:
+    """Write the report of a finished run again."""
+    options = _parse_evaluate("report", words)
+    store, shards = _open(options)
+    print(_write_report(options, store, shards))
+    return 0
+
+
+def _write_report(options: Evaluate, store: "Store", shards: "list[Shard]") -> Path:
+    from ctxasr_ray import pipeline
+
+    assert options.report is not None, "set by _parse_evaluate"
+    title = f"Run {options.root.rstrip('/').rpartition('/')[2]}"
+    return pipeline.report(options.experiment, store, shards, options.report, title)
+
+
+def _show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    from rich.console import Console
+
+    from ctxasr_ray.report.steps import steps_table
+
+    Console().print(steps_table(rows))
+
+
+def _prepare(words: list[str]) -> int:
+    """Write a recipe's synthetic corpus as audio files and a manifest."""
+    from ctxasr_ray.corpora import synthetic
+
+    name, rest = _recipe("prepare", words)
+    default = Prepare(directory=Path("corpora") / name, experiment=find(name)())
+    options = tyro.cli(Prepare, default=default, args=rest, prog=f"ctxasr prepare {name}", config=_ONE_RECIPE)
+    if options.experiment.synthetic is None:
+        raise ValueError(f"recipe '{name}' makes no corpus; give your own with --manifest.")
+    print(synthetic.prepare(options.experiment.synthetic, options.directory))
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    """Train a shipped tiny model again, by its committed recipe."""
+    from ctxasr_ray.recipes.tiny_models import main as train
+
+    return train(words)
+
+
+COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
+    "quickstart": _quickstart,
+    "evaluate": _evaluate,
+    "plan": _plan,
+    "status": _status,
+    "report": _report,
+    "prepare": _prepare,
+    "train": _train,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Functions that return an experiment or a training: the runs that have names."""
