@@ -7,11 +7,11 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real import real
 
 from ctxasr_ray import audio, schema
 from ctxasr_ray.corpora.lines import ManifestError
 from ctxasr_ray.corpora.manifest import read_corpus
-from tests.real import real
 
 
 def recording(path, duration_s=1.0, num_channels=1):
