@@ -94,6 +94,9 @@ class Run:
                 store.gathered_inputs(step, self.shards)
         store.prepare()
         store.forget()
+        for table in sorted({store.table_folder(step) for step in working}):
+            for folder in (table, f".run/attempts/{table}", f".run/parts/{table}", ".run/leases"):
+                store.folder.sweep(folder)
         self.redo = self._failed_before() if retry_errors else {}
 
     def _failed_before(self) -> dict[str, dict[str, int]]:
@@ -118,6 +121,8 @@ class Run:
             if step.name in self.redo or not _is_complete(planned(self.store, step, self.shards))
         ]
         self.store.forget_listings()
+        for table in unfinished:
+            self.store.folder.delete(f"{table}/_SUCCESS")
         with Leases(self.store.folder, unfinished):
             yield
 
@@ -137,6 +142,7 @@ class Run:
     def finish(self) -> RunSummary:
         """Writes `_SUCCESS` beside every complete table, and provenance.json."""
         self.summary.wall_s = time.perf_counter() - self._clock
+        self.store.snapshot()
         for step in self.steps:
             if not is_corpus(step):
                 self._succeed(step)
@@ -150,6 +156,7 @@ class Run:
             "shards": [{**shard.to_dict(), "uri": self.store.key_of(shard)} for shard in self.shards],
             "summary": asdict(self.summary),
         }
+        self.store.forget_listings()
         self.store.folder.replace("provenance.json", json.dumps(provenance, indent=1).encode())
         return self.summary
 

@@ -93,7 +93,6 @@ class Leases:
             if self._create(table, number + 1):
                 if number:
                     self._folder.delete(_key(table, number))
-                self._folder.sweep(table)
                 return
 
     def _create(self, table: str, number: int) -> bool:

@@ -146,7 +146,6 @@ class LocalFolder:
             return self.publish(temporary, key)
         finally:
             self.discard(temporary)
-            self._sync_folder(self.path(key).parent)
 
     def note(self, key: str, data: bytes) -> bool:
         """See `Folder`."""
@@ -183,7 +182,10 @@ class LocalFolder:
         return temporary
 
     def publish(self, temporary: Path, key: str) -> bool:
-        """Second step: the file gets its name, unless another writer was first."""
+        """Second step: the file gets its name, unless another writer was first.
+
+        The folder is not synced: a power cut right after may lose the name, and with it work, never a part of a file.
+        """
         try:
             os.link(temporary, self.path(key))
         except FileExistsError:
@@ -211,14 +213,6 @@ class LocalFolder:
                 self.discard(path)
                 swept += 1
         return swept
-
-    def _sync_folder(self, path: Path) -> None:
-        """A new name survives a power cut only when its folder is synced too."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class S3Folder:

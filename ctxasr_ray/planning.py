@@ -74,10 +74,10 @@ def plan(store: Store, steps: Sequence[Step], shards: Sequence[Shard]) -> list[d
     store.forget()
     store.snapshot()
     try:
-        store.resolve(steps, shards)
+        store.resolve(steps, shards)  # stays after the plan, so that tables made with a fit can be read
         return [planned(store, step, shards) for segment in segments(steps) for step in segment.steps]
     finally:
-        store.forget()
+        store.forget_listings()
 
 
 def planned(store: Store, step: Step, shards: Sequence[Shard]) -> dict[str, Any]:

@@ -163,18 +163,22 @@ class Store(TableFiles):
         Raises:
             ValueError: a fit would read a test row.
         """
-        splits = step.config.splits  # type: ignore[attr-defined]  # only configs of gathered stages have it
+        splits = splits_of(step)
         chosen = sorted((shard for shard in shards if shard.split in splits), key=lambda shard: shard.name)
         if step.config.WRITES == "fits" and any(shard.split == "test" for shard in chosen):
             raise ValueError(
-                f"step '{step.name}' fits values on splits {tuple(splits)}: a fit that reads a test row is refused, "
-                "because the test split is for reporting only. Fit on dev."
+                f"step '{step.name}' fits values on splits {', '.join(splits)}: a fit that reads a test row is "
+                "refused, because the test split is for reporting only. Fit on dev."
+            )
+        if step.inputs and not chosen:
+            raise ValueError(
+                f"step '{step.name}' reads splits {', '.join(splits)}, but the run has only "
+                f"{', '.join(sorted({shard.split for shard in shards}))}. Add a corpus with such a split, "
+                "or leave out the step."
             )
         found = []
         for parent in step.inputs:
             keys = [self.locate(parent, shard) for shard in (chosen[:1] if _is_gathered(parent) else chosen)]
-            if _is_gathered(parent) and not chosen:
-                keys = [self.gathered.get(self.stage_hash(parent))]
             if None in keys:
                 return None
             found.append([key for key in keys if key is not None])
@@ -186,8 +190,7 @@ class Store(TableFiles):
         if keys is None:
             return None
         identity = self._identity(step, keys)
-        splits = "-".join(step.config.splits)  # type: ignore[attr-defined]  # see gathered_inputs
-        return f"{self.table_folder(step)}/{splits}-{identity[:16]}", identity
+        return f"{self.table_folder(step)}/{'-'.join(splits_of(step)) or 'all'}-{identity[:16]}", identity
 
     def resolve(self, steps: Sequence[Step], shards: Sequence[Shard]) -> None:
         """Finds the gathered artefacts of a run, so that tables made with them can be read.
@@ -248,9 +251,10 @@ class Store(TableFiles):
     def _located(self, step: Step, shard: Shard) -> str:
         key = self.locate(step, shard)
         if key is None:
-            raise StoreError(
-                f"step '{step.name}', shard {shard.name}: not committed in {self.root}; run the evaluation first."
-            )
+            remedy = "run the evaluation first"
+            if self.base(step, shard) is None:
+                remedy += "; where a fit is among its ancestors, call `resolve` with all shards of the run"
+            raise StoreError(f"step '{step.name}', shard {shard.name}: not committed in {self.root}; {remedy}.")
         return key
 
     def gather(self, step: Step, shards: Sequence[Shard]) -> pa.Table:
@@ -312,6 +316,11 @@ class Store(TableFiles):
                     }
                     rows.append({**about, **place, **self.footer(key).receipt})
         return rows
+
+
+def splits_of(step: Step) -> tuple[str, ...]:
+    """The splits that a gathered step reads."""
+    return tuple(step.config.splits)  # type: ignore[attr-defined]  # configs of gathered stages have it, others not
 
 
 def _is_gathered(step: Step) -> bool:

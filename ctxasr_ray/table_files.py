@@ -1,6 +1,7 @@
 """Committed Parquet files: written once, whole, never overwritten, with their digests and receipt in the footer."""
 
 import functools
+import hashlib
 import io
 import json
 import os
@@ -139,14 +140,14 @@ class TableFiles:
                 if length > len(tail):
                     tail = self.folder.read(key, last=length)
                 found = pq.read_metadata(pa.BufferReader(tail)).metadata
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise self._broken(key, str(error)) from error
             self._footers[key] = self._parse(key, found)
         return self._footers[key]
 
     def _parse(self, key: str, metadata: Mapping[bytes, bytes] | None) -> Footer:
         text = (metadata or {}).get(b"ctxasr", b"")
-        if not text or (metadata or {}).get(b"ctxasr.sha256") != digest(text.decode()).encode():
+        if not text or (metadata or {}).get(b"ctxasr.sha256") != hashlib.sha256(text).hexdigest().encode():
             raise self._broken(key, "its footer does not match its own sha256")
         return Footer(**json.loads(text))
 
@@ -165,8 +166,9 @@ class TableFiles:
         footer = self.footer(key)
         columns = list(footer.columns) if columns is None else list(columns)
         try:
-            table = pq.read_table(pa.BufferReader(self.folder.read(key)), columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
+            data = pa.BufferReader(self.folder.read(key))
+            table = pq.read_table(data, columns=columns, use_threads=False, page_checksum_verification=True)
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self._broken(key, str(error)) from error
         # Parquet renames the item fields of lists
         table = table.cast(
@@ -225,7 +227,7 @@ def _version() -> dict[str, int]:
 
 
 def _encode(table: pa.Table, footer: str) -> bytes:
-    metadata = {b"ctxasr": footer.encode(), b"ctxasr.sha256": digest(footer).encode()}
+    metadata = {b"ctxasr": footer.encode(), b"ctxasr.sha256": hashlib.sha256(footer.encode()).hexdigest().encode()}
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()

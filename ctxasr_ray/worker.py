@@ -26,7 +26,7 @@ from ctxasr_ray.stage_calls import (
     some_rows,
     utterance_ids,
 )
-from ctxasr_ray.store import Shard, Store, StoreError
+from ctxasr_ray.store import Shard, Store, StoreError, splits_of
 
 MAX_DEATHS: Final = 2
 """Workers that a shard, and later the single utterance, may kill before it is halved or quarantined."""
@@ -64,6 +64,7 @@ class Worker:
     """Shard name -> number of the attempt that `--retry-errors` asks for."""
     stage: Stage | None = None
     load_s: float = 0.0
+    parts: list[str] = field(default_factory=list)
 
     def process(self, shard: Shard) -> Report:
         """Brings one shard to its committed table, unless it is there.
@@ -107,16 +108,19 @@ class Worker:
         order = [old.num_rows + rows.index(row) if is_bad else row for row, is_bad in enumerate(bad)]
         table = pa.concat_tables([old, new]).take(order).combine_chunks()
         if table.equals(old):
-            return Report(self.step.name, shard.name, "redone", shard.num_rows, len(rows), costs.seconds["busy"], 0.0)
+            busy_s = costs.seconds.get("busy", 0.0)
+            return Report(self.step.name, shard.name, "redone", shard.num_rows, len(rows), busy_s, 0.0)
         load_s = self.load_s - loaded_before
         return self._commit(f"{base}.{attempt}.parquet", identity, table, costs, load_s, attempt, shard)
 
     def _careful(self, tables: Sequence[pa.Table], base: str, start: int, stop: int, costs: Costs) -> pa.Table:
         """Rows start to stop: as one piece, or halved where that piece has killed its workers."""
         place = f".run/attempts/{base}.{start}-{stop}"
-        part = f".run/parts/{base}.{start}-{stop}.parquet"
+        part = f".run/parts/{base}.{start}-{stop}.parquet"  # what a half gave must outlive the next death
         whole = stop - start == len(utterance_ids(tables))
         name = self.step.config.WRITES
+        if not whole:
+            self.parts.append(part)
         if not whole and self.store.folder.exists(part):
             return self.store.read_key(part)
         deaths = self.attempts.begin(place)
@@ -160,6 +164,9 @@ class Worker:
         committed = self.store.commit(key, table, self.step.config.WRITES, identity, receipt)
         outcome = "redone" if attempt > 1 else "done"
         different = committed.outcome == "different"
+        for part in self.parts:
+            self.store.folder.delete(part)
+        self.parts.clear()
         if different:
             log.warning(
                 "step '%s', shard %s: another writer had committed a different table; the first one counts.",
@@ -206,7 +213,7 @@ def gather_step(store: Store, step: Step, shards: Sequence[Shard]) -> Report:
         else:
             outcome = "skipped"
         store.gathered[store.stage_hash(step)] = key
-        return Report(step.name, "+".join(step.config.splits), outcome, rows, failures, seconds, load_s)  # type: ignore[attr-defined]
+        return Report(step.name, "+".join(splits_of(step)), outcome, rows, failures, seconds, load_s)
     except Exception as error:
         raise explained(error, step, "all") from error
 
