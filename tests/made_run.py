@@ -1,16 +1,25 @@
 """A made-up run as valid tables: what the report's tests draw and what screenshots are taken of."""
 
+import json
 import math
 import random
 import wave
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from ctxasr_ray.execution import run_inline
+from ctxasr_ray.experiment import CorpusConfig
+from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
+from ctxasr_ray.metrics.summary import SummaryConfig
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
+from ctxasr_ray.report.page import write_report
 from ctxasr_ray.schema import FITS, RESULTS, TRANSCRIPTS, UTTERANCES, conform
+from ctxasr_ray.stage import Costs, Resources, Stage, Step
+from ctxasr_ray.store import Store
 
 WORDS = [
     "call",
@@ -75,7 +84,7 @@ def made_utterances(num: int, *, audio: Path | None = None, seed: int = 7) -> pa
                 "utterance_id": f"utt-{index:05d}",
                 "corpus": "synthetic",
                 "split": "dev" if index % 3 == 0 else "test",
-                "speaker_id": f"voice-{index % 12:02d}",
+                "speaker_id": f"voice-{index % 37:02d}",
                 "audio_uri": str(audio) if audio else f"missing/utt-{index:05d}.wav",
                 "start_s": 0.0,
                 "duration_s": 4.0,
@@ -240,3 +249,86 @@ def made_run(num: int = 300, *, audio: Path | None = None, seed: int = 7) -> Mad
             "normaliser": "whisper_english",
         },
     )
+
+
+# -- a run folder, written by the real store from made stages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadeHypothesesConfig:
+    """A stage that takes its rows from `made_run`."""
+
+    NAME: ClassVar[str] = "made"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": ("reference",)}
+    WRITES: ClassVar[str] = "hypotheses"
+
+    num: int
+    resources: Resources = field(default_factory=Resources)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return {}
+
+    def build(self) -> Stage:
+        return _Made(made_run(self.num).hypotheses)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadeTranscriptsConfig:
+    """The same for one system's transcripts."""
+
+    NAME: ClassVar[str] = "made"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": ("reference",)}
+    WRITES: ClassVar[str] = "transcripts"
+
+    num: int
+    system: str
+    resources: Resources = field(default_factory=Resources)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return {}
+
+    def build(self) -> Stage:
+        return _Made(made_run(self.num).transcripts[self.system])
+
+
+@dataclass(frozen=True)
+class _Made:
+    table: pa.Table
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        with costs.timed("made"):
+            wanted = tables[0]["utterance_id"].to_pylist()
+            at = {id_: row for row, id_ in enumerate(self.table["utterance_id"].to_pylist())}
+            costs.count("rows", len(wanted))
+            return self.table.take([at[id_] for id_ in wanted])
+
+
+def write_made_run(root: Path, num: int = 90) -> Path:
+    """Runs made hypotheses and transcripts through the real metrics into a run folder with its report."""
+    corpus = Step(name="utterances", config=CorpusConfig())
+    hypotheses = Step(name="first_pass", config=MadeHypothesesConfig(num=num), inputs=(corpus,))
+    transcripts = {
+        s: Step(name=f"transcripts_{s}", config=MadeTranscriptsConfig(num=num, system=s), inputs=(corpus,))
+        for s in SYSTEMS
+    }
+    errors = {s: Step(name=f"errors_{s}", config=ErrorCountsConfig(), inputs=(corpus, transcripts[s])) for s in SYSTEMS}
+    summary = SummaryConfig(systems=SYSTEMS, systems_with_transcripts=SYSTEMS, num_replicates=500)
+    results = Step(name="results", config=summary, inputs=(corpus, *errors.values(), *transcripts.values()))
+    steps = (corpus, hypotheses, *transcripts.values(), *errors.values(), results)
+    store = Store(root)
+    shards = store.add_corpus(made_utterances(num), shard_audio_s=100.0, seed=7)
+    run_inline(store, steps, shards)
+    write_report(
+        root / "report",
+        title="Made run",
+        results=store.gather(results, shards),
+        utterances=store.gather(corpus, shards),
+        transcripts={s: store.gather(step, shards) for s, step in transcripts.items()},
+        hypotheses=store.gather(hypotheses, shards),
+        costs=store.costs(steps, shards),
+        fits=None,
+        provenance=json.loads(store.folder.read("provenance.json")),
+    )
+    return root

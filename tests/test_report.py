@@ -30,7 +30,7 @@ from ctxasr_ray.report import cells, figures, tables
 from ctxasr_ray.report.changes import Changes, audio_source, most_changed
 from ctxasr_ray.report.costs import by_step
 from ctxasr_ray.report.markdown import results_markdown
-from ctxasr_ray.report.page import json_for_script, normaliser_of, write_report
+from ctxasr_ray.report.page import json_for_script, way_of, write_report
 from ctxasr_ray.schema import ContractError
 
 
@@ -279,10 +279,20 @@ def test_square_brackets_in_names_are_no_markup() -> None:
     assert "lm_rescoring/[red]x" in text
 
 
-def test_failed_utterances_stand_beside_their_system() -> None:
-    text = printed(tables.terminal_table(results_table([result("test", "first_pass", "wer", 0.2, num_failed=3)])), 100)
-    assert "first_pass (3)" in text
-    assert "utterances that failed" in text
+def test_what_went_wrong_stands_beside_its_system() -> None:
+    rows = [result("test", "first_pass", "wer", 0.2, num_failed=3, counts=[("missing_utterances", 2)], num_unscored=1)]
+    text = printed(tables.terminal_table(results_table(rows)), 120)
+    assert "first_pass (3 failed, 2 missing, 1 unscored)" in text
+    assert "charged as all deleted" in text
+
+
+def test_the_legend_says_what_the_bootstrap_drew_and_warns_of_single_utterances() -> None:
+    rows = [
+        result("dev", "first_pass", "wer", 0.2, num_blocks=40, signature="wer|block:utterance|split:dev"),
+        result("test", "first_pass", "wer", 0.2, num_blocks=30, signature="wer|block:session|split:test"),
+    ]
+    said = " ".join(tables.legend(tables.lines(tables.results_records(results_table(rows)))))
+    assert "40 utterances (dev, too few speakers are known: perhaps too narrow); 30 sessions (test)." in said
 
 
 def test_the_headline_compares_the_best_system_with_its_baseline() -> None:
@@ -314,9 +324,9 @@ def test_ratios_are_not_shown_in_percent() -> None:
     assert tables.number("wer", -0.01, signed=True) == "-1.00"
 
 
-def test_the_normaliser_comes_from_the_signature_of_the_results() -> None:
-    assert normaliser_of([{"signature": "wer|norm:librispeech.v1|n:3"}]) == "librispeech"
-    assert normaliser_of([{"signature": "wer"}]) == "whisper_english"
+def test_words_are_compared_the_way_that_the_signatures_name() -> None:
+    assert way_of([{"signature": "wer|norm:librispeech.v1|align:nist|n:3"}]) == ("librispeech", "nist")
+    assert way_of([{"signature": "wer"}]) == ("whisper_english", "unit")
 
 
 # -- costs

@@ -16,6 +16,7 @@ from ctxasr_ray.report.tables import (
     label,
     number,
     p_value,
+    troubles,
 )
 
 MAX_ROWS: Final = 500
@@ -39,7 +40,7 @@ def results(rows: Sequence[Line], records: Sequence[Record]) -> dict[str, Any]:
         _head("its 95 % interval", "paired over the same utterances"),
         _head("p", "probability of such a change if there were none", number=True),
         _head("S/D/I", "substitutions/deletions/insertions, sorted by their sum", number=True),
-        _head("N", "utterances; failed ones in brackets", number=True),
+        _head("N", "utterances", number=True),
         *(_head(f"{label(m)} %" if is_percent(m) else label(m), m, number=True) for m in others),
     ]
     body = []
@@ -95,7 +96,6 @@ def _rate_cells(row: Line, metric: str, rows: Sequence[Line], high: float) -> li
     paired = interval(metric, record["delta_ci_low"], record["delta_ci_high"], signed=True) if compared else ""
     counts = record["counts"]
     wrong = sum(counts.get(name, 0) for name in ("substitutions", "deletions", "insertions"))
-    failed = f"({record['num_failed']:,} failed)" if record["num_failed"] else ""
     return [
         _number(number(metric, value), value),
         bounds,
@@ -103,7 +103,7 @@ def _rate_cells(row: Line, metric: str, rows: Sequence[Line], high: float) -> li
         {"text": paired, "sort": "" if not paired else repr(record["delta_ci_low"])},
         _number(p_value(record["p_value"]) if compared else "", record["p_value"] if compared else None),
         _number(edits(record), wrong if counts else None),
-        _number(f"{record['num_utterances']:,}", record["num_utterances"], failed),
+        _number(f"{record['num_utterances']:,}", record["num_utterances"], troubles(record)),
     ]
 
 

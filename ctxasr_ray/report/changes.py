@@ -49,6 +49,7 @@ def most_changed(
     *,
     directory: Path,
     normaliser: str,
+    alignment: str = "unit",
     hypotheses: pa.Table | None = None,
     max_utterances: int = MAX_UTTERANCES,
 ) -> Changes:
@@ -59,6 +60,7 @@ def most_changed(
         transcripts: System name -> TRANSCRIPTS; rows are matched by `utterance_id`, a missing one counts as empty.
         directory: Where the page will lie; paths to audio are written relative to it.
         normaliser: One of `text.NORMALISERS`; words are compared after it.
+        alignment: One of `align.ALIGNMENTS`.
         hypotheses: N-best lists of the first pass, shown beside the transcripts.
         max_utterances: How many utterances are kept, >= 1, shared evenly by the pairs of systems.
     """
@@ -69,7 +71,9 @@ def most_changed(
     references = text.units([row["reference"] for row in scored], normaliser, "word")
     said = [text.units(column, normaliser, "word") for column in raw]
     encoded = align.encode("word", references, *said)
-    errors = np.array([align.count(encoded[0], side).errors for side in encoded[1:]]).reshape(len(systems), len(scored))
+    errors = np.array([align.count(encoded[0], side, alignment).errors for side in encoded[1:]]).reshape(
+        len(systems), len(scored)
+    )
     pairs, order = _compare(errors, said)
     failed = [i for i in range(len(scored)) if any(row is None or row["error"] for row in (c[i] for c in rows))]
     kept = list(dict.fromkeys([*order[: max_utterances - len(failed[:20])], *failed[:20]])) if systems else []
@@ -77,7 +81,7 @@ def most_changed(
     shown = []
     for index in kept:
         words = references[index].split()
-        heard = [_aligned(words, side[index].split()) for side in said]
+        heard = [_aligned(words, side[index].split(), alignment) for side in said]
         for place, aligned in enumerate(heard):
             row = rows[place][index]
             aligned["text"] = raw[place][index]
@@ -120,12 +124,12 @@ def _compare(errors: npt.NDArray[np.int64], said: Sequence[Sequence[str]]) -> tu
     return pairs, list(dict.fromkeys(turns))
 
 
-def _aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> dict[str, Any]:
+def _aligned(reference: Sequence[str], hypothesis: Sequence[str], alignment: str) -> dict[str, Any]:
     """`heard[i]`: what stands for reference word i, None where deleted; `inserted`: [position, word], ...; `errors`."""
     heard: list[str | None] = [None] * len(reference)
     inserted: list[tuple[int, str]] = []
     position = errors = 0
-    for op, row, column in align.align(reference, hypothesis):
+    for op, row, column in align.align(reference, hypothesis, alignment):
         errors += op != "hit"
         if row is None and column is not None:
             inserted.append((position, hypothesis[column]))

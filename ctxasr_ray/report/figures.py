@@ -95,6 +95,11 @@ def _style(index: int) -> tuple[str, str]:
     return MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
 
 
+def _short(name: str) -> str:
+    """A name that leaves room for the drawing; tables carry it whole."""
+    return name if len(name) <= 44 else f"{name[:26]}...{name[-15:]}"
+
+
 def _legend(axes: "Axes", title: str) -> None:
     """A legend beside the axes, where it hides no mark."""
     axes.legend(
@@ -140,7 +145,7 @@ def error_rates(rows: Sequence[Line]) -> Chart | None:
             axes.annotate(
                 f"{value:.2f}", at_end, beside, textcoords="offset points", va="center", fontsize=8, color=_INK
             )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * axes.get_xlim()[1])  # room for the numbers behind the bars
     axes.set_xlabel(_unit(metric) + ", bars: 95 % interval")
@@ -169,7 +174,7 @@ def error_kinds(rows: Sequence[Line]) -> Chart | None:
                 centre = (start + width / 2, y)
                 axes.annotate(f"{count[kind]:,}", centre, ha="center", va="center", fontsize=8, color="white")
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(shown)), [f"{row.split}: {row.label}" for row in shown])
+    axes.set_yticks(range(len(shown)), [_short(f"{row.split}: {row.label}") for row in shown])
     axes.invert_yaxis()
     axes.set_xlabel(_unit(metric) + "; numbers in the bars are counts")
     axes.set_ylabel("split: system")
@@ -190,7 +195,7 @@ def seconds_by_step(costs: Sequence[StepCost]) -> Chart | None:
         colour = "#8a8f98" if kind == "other" else COLOURS[index % len(COLOURS)]
         axes.barh(range(len(costs)), widths, left=left, height=0.66, color=colour, label=kind)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(costs)), [cost.step for cost in costs])
+    axes.set_yticks(range(len(costs)), [_short(cost.step) for cost in costs])
     axes.invert_yaxis()
     axes.set_xlabel("busy time, summed over shards (s)")
     axes.set_ylabel("step")
@@ -213,7 +218,7 @@ def error_against_cost(rows: Sequence[Line]) -> Chart | None:
     for index, row in enumerate(shown):
         marker, colour = _style(index)
         at, rate = row.value("real_time_factor") or 0.0, 100 * (row.value(metric) or 0.0)
-        axes.plot([at], [rate], marker, color=colour, label=row.label, markersize=8)
+        axes.plot([at], [rate], marker, color=colour, label=_short(row.label), markersize=8)
     axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.6)
     axes.margins(0.15)
     axes.set_xlabel("real-time factor (s of work per s of audio)")
@@ -255,7 +260,7 @@ def _sweep(rows: Sequence[Line], metric: str, key: str) -> Chart | None:
         points.sort(key=lambda point: point[0])
         marker, colour = _style(index)
         xs = [point for point, _ in points]
-        axes.plot(xs, _column(points, metric, "value"), marker=marker, color=colour, label=name)
+        axes.plot(xs, _column(points, metric, "value"), marker=marker, color=colour, label=_short(name))
         if all(row.value(metric, "ci_low") is not None for _, row in points):
             low, high = _column(points, metric, "ci_low"), _column(points, metric, "ci_high")
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)

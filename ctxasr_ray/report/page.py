@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ from ctxasr_ray.report.markdown import results_markdown
 from ctxasr_ray.report.tables import headlines, legend, lines, results_records
 
 _HERE: Final = Path(__file__).parent
+_MAX_NESTED: Final = 20_000
+"""Characters of one unfolded provenance entry: a run of thousands of shards lists them all."""
 
 
 def write_report(
@@ -35,7 +38,6 @@ def write_report(
     costs: Sequence[Mapping[str, Any]],
     fits: pa.Table | None,
     provenance: Mapping[str, Any],
-    normaliser: str | None = None,
 ) -> Path:
     """Writes `index.html`, `results.json`, `results.md` and PNG figures, and returns the path of the page.
 
@@ -49,7 +51,6 @@ def write_report(
         costs: One mapping per step and shard, as `costs.by_step` takes them.
         fits: FITS of the run, None where nothing was fitted.
         provenance: JSON values; plain ones are listed, nested ones can be unfolded.
-        normaliser: Compares words of changed utterances; None takes the one of the results' own signatures.
 
     Returns:
         `directory/index.html`, which opens without a network.
@@ -70,11 +71,13 @@ def write_report(
         *figures.sweeps(rows),
     ]
     charts = [chart for chart in drawn if chart is not None]
+    normaliser, alignment = way_of(records)
     changes = most_changed(
         utterances,
         transcripts,
         directory=directory,
-        normaliser=normaliser or normaliser_of(records),
+        normaliser=normaliser,
+        alignment=alignment,
         hypotheses=hypotheses,
     )
     _write(directory / "results.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
@@ -86,13 +89,12 @@ def write_report(
     return directory / "index.html"
 
 
-def normaliser_of(records: Sequence[Mapping[str, Any]]) -> str:
-    """The normaliser that the first signature names, without its version; `whisper_english` where none does."""
-    for record in records:
-        found = re.search(r"\bnorm:([a-z_]+)", record["signature"])
-        if found:
-            return found.group(1)
-    return "whisper_english"
+def way_of(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Normaliser and alignment that the signatures name; `whisper_english` and `unit` where none does."""
+    signatures = " ".join(record["signature"] for record in records)
+    normaliser = re.search(r"\bnorm:([a-z_]+)", signatures)
+    alignment = re.search(r"\balign:(unit|nist)\b", signatures)
+    return (normaliser.group(1) if normaliser else "whisper_english", alignment.group(1) if alignment else "unit")
 
 
 def _write(path: Path, content: str) -> None:
@@ -146,9 +148,9 @@ def _render(
         fits=cell.fits(fits),
         changes=changes,
         changes_json=Markup(json_for_script(changes.as_json())),
-        provenance_plain=[(k, v) for k, v in provenance.items() if not isinstance(v, (Mapping, list, tuple))],
+        provenance_plain=[(k, _when(k, v)) for k, v in provenance.items() if not isinstance(v, (Mapping, list, tuple))],
         provenance_nested=[
-            (k, json.dumps(v, indent=2, ensure_ascii=False, default=str))
+            (k, _cut(json.dumps(v, indent=2, ensure_ascii=False, default=str)))
             for k, v in provenance.items()
             if isinstance(v, (Mapping, list, tuple))
         ],
@@ -157,6 +159,19 @@ def _render(
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
+
+
+def _when(name: str, value: Any) -> Any:
+    """Seconds since the epoch as a date."""
+    if name.endswith("_at") and isinstance(value, float):
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value))
+    return value
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MAX_NESTED:
+        return text
+    return f"{text[:_MAX_NESTED]}\n... {len(text) - _MAX_NESTED:,} further characters stand in provenance.json"
 
 
 def audio_seconds(utterances: pa.Table) -> float | None:

@@ -4,6 +4,7 @@ A `Line` is one system on one split under one condition: the unit that a reader 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -199,10 +200,33 @@ def legend(rows: Sequence[Line]) -> list[str]:
         said.append("oracle: the best hypothesis of each N-best list, a bound and not a system.")
     if any("real_time_factor" in row.metrics for row in rows):
         said.append("RTF: seconds of work per second of audio, model loading apart.")
-    failed = sum(row.metrics[metric]["num_failed"] for row in rows if metric in row.metrics)
-    if failed:
-        said.append("(n): utterances that failed, charged as all deleted.")
-    return said
+    records = [row.metrics[metric] for row in rows if metric in row.metrics]
+    if any(troubles(record) for record in records):
+        said.append("failed, missing: utterances without a transcript, charged as all deleted; unscored: 1-best kept.")
+    blocks = dict.fromkeys(filter(None, map(_blocks, records)))
+    return [*said, f"Intervals: bootstrap over {'; '.join(blocks)}."] if blocks else said
+
+
+def _blocks(record: Record) -> str:
+    """What the bootstrap drew for a row, as its signature names it, for example `30 speakers (test)`."""
+    kind = re.search(r"\bblock:(\w+)", record["signature"])
+    if record["num_blocks"] is None or kind is None:
+        return ""
+    # Metrics fall back to single utterances where fewer than 10 speakers and sessions are known.
+    narrow = ", too few speakers are known: perhaps too narrow" if kind.group(1) == "utterance" else ""
+    return f"{record['num_blocks']:,} {kind.group(1)}s ({record['split']}{narrow})"
+
+
+def troubles(record: Record) -> str:
+    """Utterances of a row that something went wrong with, in words; empty where nothing did."""
+    counts = record["counts"]
+    numbers = {
+        "failed": record["num_failed"],
+        "missing": counts.get("missing_utterances", 0),
+        "extra": counts.get("extra_utterances", 0),
+        "unscored": record["num_unscored"],
+    }
+    return ", ".join(f"{number:,} {name}" for name, number in numbers.items() if number)
 
 
 def cells(row: Line, metric: str) -> list[str]:
@@ -211,7 +235,6 @@ def cells(row: Line, metric: str) -> list[str]:
     if record is None:
         return ["-"] * 7
     compared = record["delta"] is not None and record["baseline"] != row.system
-    failed = f" ({record['num_failed']:,})" if record["num_failed"] else ""
     return [
         number(metric, record["value"]),
         interval(metric, record["ci_low"], record["ci_high"]),
@@ -219,7 +242,7 @@ def cells(row: Line, metric: str) -> list[str]:
         interval(metric, record["delta_ci_low"], record["delta_ci_high"], signed=True) if compared else "",
         p_value(record["p_value"]) if compared else "",
         edits(record),
-        f"{record['num_utterances']:,}{failed}",
+        f"{record['num_utterances']:,}",
     ]
 
 
@@ -251,15 +274,16 @@ def terminal_table(results: pa.Table) -> Table:
     previous = None
     for row in rows:
         rate, bounds, delta, delta_bounds, p, counts, size = cells(row, metric)
-        group = (row.corpus, row.split, size.partition(" ")[0])
+        group = (row.corpus, row.split, size)
         if group != previous:
             table.add_section()
             name = f"{row.corpus}, {row.split}" if several else row.split
             table.add_row(Text(f"{name}, N={group[2]}", style="bold"))
-        failed = f" {size.partition(' ')[2]}".rstrip()
+        trouble = troubles(row.metrics[metric]) if metric in row.metrics else ""
+        name = f" {row.label} ({trouble})" if trouble else f" {row.label}"
         # Without its space an interval stays in one piece where the cell wraps.
         body = [f"{a} {b.replace(' ', '')}".strip() for a, b in ((rate, bounds), (delta, delta_bounds))]
         rest = [p, counts, *(number(other, row.value(other)) for other in shown)]
-        table.add_row(*(Text(cell) for cell in (f" {row.label}{failed}", *body, *rest)))
+        table.add_row(*(Text(cell) for cell in (name, *body, *rest)))
         previous = group
     return table

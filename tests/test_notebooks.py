@@ -1,0 +1,62 @@
+"""Notebooks run from top to bottom on a finished run, hold no outputs, and answer the question in their title."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from made_run import write_made_run
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+QUICKSTART = Path(__file__).parents[1] / "runs" / "quickstart"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stripped_and_the_title_is_a_question(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+    title = notebook.cells[0].source.splitlines()[0]
+    assert title.startswith(f"# {path.stem.split('_')[0]} ")
+    assert title.endswith("?")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_made_run(tmp_path_factory.mktemp("made") / "run", 90)
+
+
+def executed(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+    monkeypatch.setenv("CTXASR_RUN", str(run))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    return notebook
+
+
+def outputs(notebook: nbformat.NotebookNode) -> tuple[str, int]:
+    """Everything printed, and the number of drawings."""
+    found = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in found)
+    return text, sum("image/png" in output.get("data", {}) for output in found)
+
+
+@pytest.mark.slow
+def test_the_first_look_shows_two_figures_and_answers_from_a_made_run(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, num_drawings = outputs(executed(NOTEBOOKS[0], made, monkeypatch))
+    assert num_drawings == 2
+    assert "synthetic, test: lm_rescoring makes" in text
+    assert "points fewer than first_pass" in text
+    assert "lm_rescoring helps in" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (QUICKSTART / "report").is_dir(), reason="no finished run in runs/quickstart: make quickstart")
+def test_the_first_look_reads_the_quickstart(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, num_drawings = outputs(executed(NOTEBOOKS[0], QUICKSTART, monkeypatch))
+    assert num_drawings == 2
+    assert "lm_rescoring" in text
