@@ -7,6 +7,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+_LEGEND = "done: committed and safe; to do: would run now; waits: known only when what it reads is done."
+
 
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line per step: what is committed, what would run, and either what it asks for or how far it is.
@@ -15,34 +17,28 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         rows: As `execution.plan` (with `resources`) or `execution.status` (with `busy_s`) returns them.
     """
     planned = bool(rows) and "resources" in rows[0]
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        caption="committed: done and safe; to do: would run now; waiting: known only when a parent is committed",
-        caption_justify="left",
-    )
-    table.add_column("step", overflow="fold")
-    table.add_column("writes")
-    for name in ("shards", "committed", "to do", "waiting", "rows with errors"):
-        table.add_column(name, justify="right")
-    for name in (
-        ("actors", "CPUs each", "GPUs each", "labels") if planned else ("rows", "busy s", "last commit", "writer")
-    ):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, caption=_LEGEND, caption_justify="left")
+    table.add_column("step", no_wrap=True)
+    for name in ("done", "to do", "waits", "errors"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("actors",) if planned else ("rows", "busy s", "last", "writer"):
+        table.add_column(name, justify="left" if planned else "right")
     for row in rows:
-        numbers = ("num_shards", "num_committed", "num_pending", "num_unknown", "num_failures")
-        tail = _asks(row["resources"]) if planned else _progress(row)
-        table.add_row(row["step"], row["table"], *(str(row[name]) for name in numbers), *tail)
+        done = f"{row['num_committed']}/{row['num_shards']}"
+        rest = (row["num_pending"], row["num_unknown"], row["num_failures"])
+        tail = [_asks(row["resources"])] if planned else _progress(row)
+        table.add_row(row["step"], done, *map(str, rest), *tail)
     return table
 
 
-def _asks(resources: Mapping[str, Any]) -> list[str]:
-    labels = ", ".join(f"{key}={value}" for key, value in resources["label_selector"].items())
-    return [
-        str(resources["num_actors"]),
-        f"{resources['num_cpus']:g}",
-        f"{resources['num_gpus']:g}",
-        labels or "-",
-    ]
+def _asks(resources: Mapping[str, Any]) -> str:
+    parts = [f"{resources['num_actors']} x {resources['num_cpus']:g} CPU"]
+    if resources["num_gpus"]:
+        parts.append(f"{resources['num_gpus']:g} GPU")
+    if resources["memory_bytes"]:
+        parts.append(f"{resources['memory_bytes'] / 2**30:.1f} GiB")
+    parts += [f"{key}={value}" for key, value in resources["label_selector"].items()]
+    return ", ".join(parts)
 
 
 def _progress(row: Mapping[str, Any]) -> list[str]:
