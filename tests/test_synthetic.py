@@ -9,7 +9,7 @@ import soundfile
 
 from ctxasr_ray.corpora import noise, sentences
 from ctxasr_ray.corpora.manifest import read_corpus
-from ctxasr_ray.corpora.synthetic import CONTEXT, NUM_VOICES, VARIANTS, SyntheticConfig, prepare, voices
+from ctxasr_ray.corpora.synthetic import CONTEXT, NUM_VOICES, PREPARED, VARIANTS, SyntheticConfig, prepare, voices
 
 CONFIG = SyntheticConfig()
 SOUND_ALIKE = "two to four for write right here hear week weak buy by their there meet meat flour flowers"
@@ -202,6 +202,19 @@ def test_a_second_prepare_writes_the_same_bytes(tmp_path):
         found = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
         files.append({p.relative_to(tmp_path / name): p.read_bytes() for p in found})
     assert files[0] == files[1]
+
+
+def test_a_prepared_corpus_is_made_again_only_where_it_is_not_whole(tmp_path):
+    config = SyntheticConfig(num_dev=1, num_test=1)
+    audio = prepare(config, tmp_path).parent / "audio" / "dev" / "dev-000000.flac"
+    whole = audio.read_bytes()
+    audio.write_bytes(b"mine")
+    prepare(config, tmp_path)
+    assert audio.read_bytes() == b"mine"
+    (tmp_path / PREPARED).unlink()
+    prepare(config, tmp_path)
+    assert audio.read_bytes() == whole
+    assert read_corpus(prepare(SyntheticConfig(num_dev=2, num_test=1), tmp_path)).num_rows == 3
 
 
 def test_unknown_splits_and_negative_numbers_are_refused():

@@ -25,8 +25,9 @@ def coloured(colour: str, num_samples: int, rng: np.random.Generator, sample_rat
     Returns:
         (num_samples,) float32.
     """
-    spectrum = np.fft.rfft(rng.standard_normal(num_samples))
-    frequency_hz = np.maximum(np.fft.rfftfreq(num_samples, 1 / sample_rate_hz), 30.0)
+    length = 2 ** math.ceil(math.log2(num_samples))  # a transform of prime length takes five times as long
+    spectrum = np.fft.rfft(rng.standard_normal(length))
+    frequency_hz = np.maximum(np.fft.rfftfreq(length, 1 / sample_rate_hz), 30.0)
     gains = {
         "white": np.ones_like(frequency_hz),
         "pink": frequency_hz**-0.5,
@@ -35,7 +36,7 @@ def coloured(colour: str, num_samples: int, rng: np.random.Generator, sample_rat
     }
     if colour not in gains:
         raise ValueError(f"noise colour '{colour}' is unknown; use one of {sorted(gains)}")
-    return unit_power(np.fft.irfft(spectrum * gains[colour], num_samples).astype(np.float32))
+    return unit_power(np.fft.irfft(spectrum * gains[colour], length)[:num_samples].astype(np.float32))
 
 
 def babble(voices: Sequence[Samples], num_samples: int) -> Samples:

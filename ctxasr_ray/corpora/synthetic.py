@@ -20,12 +20,16 @@ import soxr
 from ctxasr_ray.corpora import espeak, noise
 from ctxasr_ray.corpora.names import listed, pick
 from ctxasr_ray.corpora.sentences import Sentence, lexicon, phrase, sentence
+from ctxasr_ray.stage import identity
 
 SAMPLE_RATE_HZ: Final = 16000
 MIN_DURATION_S: Final = 3.0
 MAX_DURATION_S: Final = 8.0
 MANIFEST: Final = "manifest.jsonl"
 CONTEXT: Final = "context.jsonl"
+PREPARED: Final = "prepared.json"
+PREPARED_VERSION: Final = 1
+"""Raised when the same config gives other utterances."""
 
 ACCENTS: Final = listed("en-us en en-gb-scotland en-029 en-gb-x-rp en-us-nyc en-gb-x-gbclan en-gb-x-gbcwmd")
 VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -202,12 +206,21 @@ def prepare(config: SyntheticConfig, directory: Path) -> Path:
 
     Args:
         config: What to write.
-        directory: Made if missing; `manifest.jsonl`, `context.jsonl` (utterance_id and phrases, spoken and
-            distractors in one seeded order) and `audio/<split>/` go into it. What is there is written again.
+        directory: Made if missing; `audio/<split>/`, `context.jsonl` (utterance_id and phrases, spoken and
+            distractors in one seeded order), `manifest.jsonl` and, last, `prepared.json` go into it. Where that
+            one stands already, with the same config, nothing is done.
 
     Returns:
         The manifest, which `corpora.nemo` reads.
+
+    Raises:
+        RuntimeError: the extra `speech-synthesis` is not installed.
     """
+    receipt = json.dumps({"version": PREPARED_VERSION, "config": identity(config)}, indent=1)
+    done = directory / PREPARED
+    if done.exists() and done.read_text("ascii") == receipt:
+        return directory / MANIFEST
+    done.unlink(missing_ok=True)
     rows, lists = [], []
     for split, num in (("train", config.num_train), ("dev", config.num_dev), ("test", config.num_test)):
         folder = directory / "audio" / split
@@ -222,6 +235,7 @@ def prepare(config: SyntheticConfig, directory: Path) -> Path:
             lists.append({"utterance_id": spoken.utterance_id, "phrases": phrases})
     for name, lines in ((CONTEXT, lists), (MANIFEST, rows)):
         (directory / name).write_text("".join(json.dumps(line) + "\n" for line in lines), "ascii")
+    done.write_text(receipt, "ascii")
     return directory / MANIFEST
 
 
