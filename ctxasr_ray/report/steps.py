@@ -17,12 +17,12 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         rows: As `execution.plan` (with `resources`) or `execution.status` (with `busy_s`) returns them.
     """
     planned = bool(rows) and "resources" in rows[0]
-    table = Table(box=box.SIMPLE_HEAD, caption=_LEGEND, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, caption=_LEGEND, caption_justify="left", padding=(0, 1, 0, 0))
     table.add_column("step", no_wrap=True)
     for name in ("done", "to do", "waits", "errors"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("actors",) if planned else ("rows", "busy s", "last", "writer"):
-        table.add_column(name, justify="left" if planned else "right")
+        table.add_column(name, justify="left" if planned else "right", no_wrap=name != "writer")
     for row in rows:
         done = f"{row['num_committed']}/{row['num_shards']}"
         rest = (row["num_pending"], row["num_unknown"], row["num_failures"])
