@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -22,16 +23,17 @@ from made_run import (
     made_utterances,
     result,
     results_table,
+    write_made_run,
     write_tone,
 )
 from rich.console import Console
 
-from ctxasr_ray.report import cells, figures, tables
+from ctxasr_ray.report import cells, figures, frames, tables
 from ctxasr_ray.report.changes import Changes, audio_source, most_changed
 from ctxasr_ray.report.costs import by_step
 from ctxasr_ray.report.markdown import results_markdown
 from ctxasr_ray.report.page import json_for_script, way_of, write_report
-from ctxasr_ray.schema import ContractError
+from ctxasr_ray.schema import TABLES, ContractError
 
 
 class Elements(HTMLParser):
@@ -488,3 +490,66 @@ def test_5000_utterances_make_a_small_page_quickly(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 30
     assert page.stat().st_size < 1_000_000
     assert "200 most changed of 5,000" in page.read_text()
+
+
+# -- frames
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_made_run(tmp_path_factory.mktemp("made") / "run", 60)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_column_is_documented_and_has_one_dtype_whatever_its_rows_hold(name: str) -> None:
+    empty = frames.frame(TABLES[name].empty_table(), name)
+    assert list(empty.attrs["columns"]) == list(empty.columns) == TABLES[name].names
+    assert all(empty.attrs["columns"].values())
+
+
+def test_missing_integers_stay_integers_and_maps_are_dictionaries() -> None:
+    rows = frames.frame(made_utterances(3), "utterances")
+    assert str(rows["channel"].dtype) == "Int32"
+    assert str(rows["start_s"].dtype) == "float64"
+    assert rows["attributes"][0].keys() == {"snr_db"}
+
+
+def test_results_of_a_report_folder_are_those_of_the_run(run_folder: Path) -> None:
+    found = frames.results(run_folder / "report")
+    direct = frames.table(run_folder, "results")
+    pd.testing.assert_frame_equal(found, direct)
+    assert found["num_utterances"].dtype == "Int64"
+
+
+def test_a_step_s_table_holds_all_its_shards(run_folder: Path) -> None:
+    steps = frames.steps(run_folder).set_index("step")
+    assert steps.loc["errors_first_pass", "table"] == "errors"
+    assert steps.loc["errors_first_pass", "inputs"] == ["utterances", "transcripts_first_pass"]
+    ids = frames.table(run_folder, "utterances")["utterance_id"]
+    assert sorted(ids) == made_utterances(60)["utterance_id"].to_pylist()
+    assert sorted(frames.table(run_folder, "errors_first_pass")["utterance_id"]) == sorted(ids)
+    with pytest.raises(ValueError, match="no step 'errors'"):
+        frames.table(run_folder, "errors")
+
+
+def test_items_of_a_list_column_add_up_to_the_results(run_folder: Path) -> None:
+    counts = frames.items(frames.table(run_folder, "errors_first_pass"), "counts")
+    words = counts[counts["metric"] == "wer"]
+    errors = (words["substitutions"] + words["deletions"] + words["insertions"]).sum()
+    results = frames.results(run_folder / "report")
+    rows = results[(results["metric"] == "wer") & (results["system"] == "first_pass")]
+    assert errors == sum(row[k] for row in rows["counts"] for k in ("substitutions", "deletions", "insertions"))
+
+
+def test_costs_have_one_row_per_committed_file(run_folder: Path) -> None:
+    costs = frames.costs(run_folder)
+    assert costs.groupby("step")["rows"].sum()["first_pass"] == 60
+    assert (costs["busy_s"] >= 0).all()
+    assert costs.set_index("step").loc["first_pass", "counters"].map(lambda c: c["rows"]).sum() == 60
+
+
+def test_a_folder_without_a_finished_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"provenance\.json"):
+        frames.steps(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        frames.results(tmp_path)

@@ -96,7 +96,8 @@ def _style(index: int) -> tuple[str, str]:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for the drawing; tables carry it whole."""
+    """A name that leaves room for the drawing and can be drawn; tables carry it whole."""
+    name = "".join(c if c.isprintable() else " " for c in name)
     return name if len(name) <= 44 else f"{name[:26]}...{name[-15:]}"
 
 
