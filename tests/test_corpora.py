@@ -83,6 +83,16 @@ def test_keys_named_like_columns_are_taken_as_they_are(tmp_path):
     assert row == {**{k: v for k, v in line.items() if k != "attributes"}, "audio_uri": f"{tmp_path}/x.wav"}
 
 
+def test_corpus_names_that_cannot_stand_in_a_file_name_are_refused_or_mended(tmp_path):
+    folder = tmp_path / "My recordings (2024)"
+    folder.mkdir()
+    path = manifest(folder, {"audio_filepath": "a.wav", "duration": 1.0})
+    assert read_corpus(path)["corpus"].to_pylist() == ["My-recordings-2024"]
+    assert "column 'corpus': got 'a/b'" in refusal(path, "a/b")
+    path = manifest(folder, {"audio_filepath": "a.wav", "corpus": "../x"})
+    assert "line 1, column 'corpus': got '../x'" in refusal(path)
+
+
 def test_keywords_need_no_text(tmp_path):
     row = read_corpus(
         manifest(tmp_path, {"audio_filepath": "x.wav", "keywords": ["mocha"], "duration": 1})

@@ -8,7 +8,15 @@ from typing import Any, Final
 import pyarrow as pa
 
 from ctxasr_ray import schema
-from ctxasr_ray.corpora.lines import ManifestError, corpus_name, folder_of, read_lines, refuse_duplicates, resolve
+from ctxasr_ray.corpora.lines import (
+    ManifestError,
+    corpus_name,
+    folder_of,
+    read_lines,
+    refuse_corpus_name,
+    refuse_duplicates,
+    resolve,
+)
 
 EXTENSIONS: Final = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf"}
@@ -52,7 +60,7 @@ def read(path: str | Path, corpus: str | None = None) -> pa.Table:
     tables = sorted(path.glob("*.tsv"))
     if len(tables) > 1:
         raise ManifestError(path, f"holds {len(tables)} TSV files ({tables[0].name}, {tables[1].name}, ...); name one")
-    name = corpus or path.absolute().name
+    name = corpus or corpus_name(path.absolute() / "manifest")
     return _read_tsv(tables[0], name) if tables else _read_texts(path, name)
 
 
@@ -160,6 +168,8 @@ def _tsv_row(path: Path, number: int, cells: dict[str, str], folder: str, corpus
         raise ManifestError(path, "is empty; every line names its recording", number, "audio_uri")
     if row.setdefault("split", "test") not in schema.SPLITS:
         raise ManifestError(path, f"got '{row['split']}', expected one of {', '.join(schema.SPLITS)}", number, "split")
+    if "corpus" in row:
+        refuse_corpus_name(path, row["corpus"], number)
     audio = row["audio_uri"]
     row["audio_uri"] = _beside(folder, audio)
     row.setdefault(

@@ -1,5 +1,6 @@
 """Text files of a corpus, line by line, refused with file, line, column and remedy where they are broken."""
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def resolve(folder: str, audio: str) -> str:
 
 
 def corpus_name(path: str | Path) -> str:
-    """Names a corpus that has no name: after the manifest, or after its folder where it is just called manifest."""
+    """Names a corpus that has no name: after the manifest, or after its folder where it is just called manifest.
+
+    Characters that cannot stand in the name of a shard become dashes.
+    """
     name = Path(str(path))
-    return Path(folder_of(path)).name if name.stem == "manifest" else name.stem
+    found = Path(folder_of(path)).name if name.stem == "manifest" else name.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", found).strip("-._") or "corpus"
+
+
+def refuse_corpus_name(path: str | Path, corpus: str, line: int | None = None) -> None:
+    """Refuses a name that cannot stand in the name of a shard."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", corpus):
+        problem = f"got '{corpus}', expected letters, digits, dots, dashes and underscores: it names files"
+        raise ManifestError(path, problem, line, "corpus")

@@ -9,7 +9,7 @@ import pyarrow as pa
 from ctxasr_ray import audio, schema
 from ctxasr_ray.archive import is_url
 from ctxasr_ray.corpora import folder, nemo
-from ctxasr_ray.corpora.lines import ManifestError
+from ctxasr_ray.corpora.lines import ManifestError, refuse_corpus_name
 
 MANIFEST: Final = "manifest.jsonl"
 """Name of the manifest in a folder that `prepare` made."""
@@ -32,6 +32,8 @@ def read_corpus(path: str | Path, corpus: str | None = None) -> pa.Table:
         ManifestError: missing, of no known kind, or broken, naming file, line, column and remedy.
         OSError: the disk or the network failed.
     """
+    if corpus is not None:
+        refuse_corpus_name(path, corpus)
     text = str(path)
     local = Path(text)
     suffix = text.rpartition(".")[2].lower()

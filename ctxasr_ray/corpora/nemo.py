@@ -15,7 +15,15 @@ import pyarrow as pa
 
 from ctxasr_ray import schema
 from ctxasr_ray.archive import AudioError, check_archive, is_url
-from ctxasr_ray.corpora.lines import ManifestError, corpus_name, folder_of, read_lines, refuse_duplicates, resolve
+from ctxasr_ray.corpora.lines import (
+    ManifestError,
+    corpus_name,
+    folder_of,
+    read_lines,
+    refuse_corpus_name,
+    refuse_duplicates,
+    resolve,
+)
 
 _NAMES: Final[Mapping[str, str]] = {
     "audio_filepath": "audio_uri",
@@ -126,6 +134,8 @@ def _row(path: str | Path, number: int, fields: dict[str, Any], folder: str, cor
         raise ManifestError(path, f"is missing; every line names its recording: {_EXAMPLE}", number, "audio_filepath")
     if row.setdefault("split", "test") not in schema.SPLITS:
         raise ManifestError(path, f"got '{row['split']}', expected one of {', '.join(schema.SPLITS)}", number, "split")
+    if "corpus" in row:
+        refuse_corpus_name(path, row["corpus"], number)
     audio = row["audio_uri"]
     row.setdefault("utterance_id", _default_id(audio, row.get("start_s"), row.get("channel")))
     row.setdefault("recording_id", audio)

@@ -4,7 +4,9 @@ Speakers and rare names are disjoint between splits; every split holds every noi
 of (config, split, index), so processes share the work without talking to each other.
 """
 
+import io
 import json
+import os
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -228,15 +230,24 @@ def prepare(config: SyntheticConfig, directory: Path) -> Path:
         for index in range(num):
             spoken = config.spoken(split, index)
             path = folder / f"{spoken.utterance_id}.flac"
-            soundfile.write(path, spoken.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+            audio = io.BytesIO()
+            soundfile.write(audio, spoken.samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+            _publish(path, audio.getvalue())
             rows.append(_manifest_row(spoken, split, path.relative_to(directory).as_posix()))
             phrases = [*spoken.keywords, *spoken.distractors]
             random.Random(f"{config.seed}/{spoken.utterance_id}/order").shuffle(phrases)
             lists.append({"utterance_id": spoken.utterance_id, "phrases": phrases})
     for name, lines in ((CONTEXT, lists), (MANIFEST, rows)):
-        (directory / name).write_text("".join(json.dumps(line) + "\n" for line in lines), "ascii")
-    done.write_text(receipt, "ascii")
+        _publish(directory / name, "".join(json.dumps(line) + "\n" for line in lines).encode("ascii"))
+    _publish(done, receipt.encode("ascii"))
     return directory / MANIFEST
+
+
+def _publish(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: another run may be preparing or reading the same corpus."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def _manifest_row(spoken: Spoken, split: str, audio: str) -> dict[str, object]:
