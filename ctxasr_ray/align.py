@@ -68,7 +68,7 @@ def encode(unit: str, *groups: Sequence[str]) -> tuple[Encoded, ...]:
     texts = [text for group in groups for text in group]
     codes, lengths = _word_codes(texts)
     ends = np.cumsum(lengths)
-    line = (codes.astype(np.uint32) + 0x10000).tobytes().decode("utf-32-le")
+    line = str((codes.astype(np.uint32) + 0x10000).view(f"<U{len(codes)}")[0]) if len(codes) else ""
     strings = [line[start:end] for start, end in pairwise([0, *ends.tolist()])]
     encoded, start = [], 0
     for group in groups:
@@ -82,17 +82,21 @@ def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArra
 
     Words are never made into Python strings: Arrow hashes slices of one buffer, each with its trailing space.
     """
-    texts = [text if text.isascii() else " ".join(text.split()) for text in texts]
-    line = bytearray(" ".join(texts).encode())
-    sizes = np.fromiter((len(t) if t.isascii() else len(t.encode()) for t in texts), np.int64, len(texts))
     if not texts:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    line.append(32)
-    data = np.frombuffer(line, np.uint8)
-    separators = _SEPARATORS[data]
-    data[separators] = 32
-    ends = np.flatnonzero(separators) + 1
-    offsets = np.concatenate([[0], ends])
+    texts = [text if text.isascii() else " ".join(text.split()) for text in texts]
+    line = "\n".join(texts)
+    if line.count("\n") >= len(texts):
+        line = "\n".join([text.replace("\n", " ") for text in texts])
+    data = np.frombuffer(bytearray(line + "\n", "utf-8"), np.uint8)
+    ends = np.flatnonzero(data <= 32)
+    separators = data[ends]
+    if ((separators != 32) & (separators != 10)).any():
+        ends = ends[_SEPARATORS[separators]]
+        separators = data[ends]
+    slices_before = np.flatnonzero(separators == 10) + 1  # a text ends where one of its slices ends
+    data[ends] = 32
+    offsets = np.concatenate([[0], ends + 1])
     slices = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
     vocabulary = slices.dictionary_encode()
     if len(vocabulary.dictionary) > _NUM_CODES:
@@ -100,11 +104,12 @@ def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArra
             f"{len(vocabulary.dictionary)} distinct words in one call, at most {_NUM_CODES} fit; "
             "align in smaller parts."
         )
+    codes = vocabulary.indices.to_numpy()
     is_word = np.diff(offsets) > 1
+    if is_word.all():
+        return codes, np.diff(slices_before, prepend=0)
     words_before = np.concatenate([[0], np.cumsum(is_word)])
-    text_ends = np.searchsorted(ends, np.cumsum(sizes + 1), side="right")
-    lengths = np.diff(words_before[text_ends], prepend=0)
-    return vocabulary.indices.to_numpy()[is_word], lengths
+    return codes[is_word], np.diff(words_before[slices_before], prepend=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +185,7 @@ def _unit_substitutions(
     substitutions: npt.NDArray[np.int64] = errors - np.abs(surplus)
     for pair in np.flatnonzero(substitutions >= 2).tolist():
         operations = Levenshtein.editops(references.strings[pair], hypotheses.strings[pair]).as_list()
-        substitutions[pair] = sum(tag == "replace" for tag, _, _ in operations)
+        substitutions[pair] = len([tag for tag, _, _ in operations if tag == "replace"])
     return substitutions
 
 

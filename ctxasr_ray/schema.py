@@ -33,8 +33,7 @@ def _required(name: str, type_: pa.DataType) -> pa.Field:
 _ID = _required("utterance_id", pa.string())
 _ERROR = (pa.field("error_type", pa.string()), pa.field("error", pa.string()))
 _COUNTS = tuple(
-    _required(name, pa.int64())
-    for name in ("hits", "substitutions", "deletions", "insertions", "reference_length")
+    _required(name, pa.int64()) for name in ("hits", "substitutions", "deletions", "insertions", "reference_length")
 )
 
 UTTERANCES: Final = pa.schema(
@@ -112,7 +111,7 @@ HYPOTHESIS_ERRORS: Final = pa.struct(
         pa.field("reference_length", pa.int32()),  # null: no reference, no errors
         pa.field("alignment", pa.string()),  # costs of the alignment: unit or nist; null where none was made
         pa.field("errors", pa.list_(pa.int32())),  # one per hypothesis
-        pa.field("substitutions", pa.list_(pa.int32())),  # with num_units they give deletions and insertions
+        pa.field("substitutions", pa.list_(pa.int32())),  # null where only the total was counted
         pa.field("num_units", pa.list_(pa.int32())),  # length of each hypothesis in units, for the length bonus
         pa.field("true_positives", pa.list_(pa.int32())),  # keywords only
         pa.field("false_positives", pa.list_(pa.int32())),
@@ -268,7 +267,9 @@ def _check(name: str, path: str, field: pa.Field, array: pa.Array, ids: pa.Array
     def fail(index: int, got: str, expected: str) -> None:
         row = int(rows[index])
         where = f"row {row}" if ids is None else f"utterance '{ids[row].as_py()}' (row {row})"
-        raise ContractError(f"{name}, {where}, column '{path}': got {got}, expected {expected}. Fix the stage that writes it.")
+        raise ContractError(
+            f"{name}, {where}, column '{path}': got {got}, expected {expected}. Fix the stage that writes it."
+        )
 
     valid = np.asarray(array.is_valid())
     if not field.nullable and not valid.all():

@@ -6,7 +6,7 @@ Shape letters: U utterances, H hypotheses of all of them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from ctxasr_ray.metrics.counts import METRIC_NAMES, same_rows
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import HYPOTHESIS_ERRORS, conform
 from ctxasr_ray.stage import Costs, Resources, Stage
+
+_NOT_COUNTED: Final = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,10 +105,9 @@ class _NbestErrors:
         entries = []
         label = {"unit": unit, "normaliser": self._config.normaliser}
         if "all" in word_classes:
-            counts = align.count(repeated, hypothesis_units, self._config.alignment)
             entries.append(
                 {**label, "word_class": "all", "known": has_reference, "lengths": reference_units.lengths}
-                | _per_hypothesis(counts)
+                | self._totals(repeated, hypothesis_units, flat)
             )
         if {"biased", "unbiased"} & set(word_classes):
             words = [keyword_words(k, self._config.normaliser, self._common) for k in keywords]
@@ -124,6 +125,16 @@ class _NbestErrors:
             entry["alignment"] = self._config.alignment
         return entries
 
+    def _totals(self, references: align.Encoded, hypotheses: align.Encoded, flat: FlatNBest) -> dict[str, Any]:
+        """Under unit costs only totals are counted in bulk; the split is made where the oracle needs it."""
+        if self._config.alignment != "unit":
+            return _per_hypothesis(align.count(references, hypotheses, self._config.alignment))
+        errors = align.distances(references, hypotheses)
+        fewest = np.lexsort((errors, flat.rows()))[flat.offsets[:-1][np.diff(flat.offsets) > 0]]
+        substitutions = np.full(len(errors), _NOT_COUNTED)
+        substitutions[fewest] = align.count(references[fewest], hypotheses[fewest]).substitutions
+        return {"errors": errors, "substitutions": substitutions, "num_units": hypotheses.lengths}
+
 
 def _per_hypothesis(counts: align.Counts) -> dict[str, npt.NDArray[np.int64]]:
     return {
@@ -131,6 +142,10 @@ def _per_hypothesis(counts: align.Counts) -> dict[str, npt.NDArray[np.int64]]:
         "substitutions": counts.substitutions,
         "num_units": counts.hits + counts.substitutions + counts.insertions,
     }
+
+
+def _integers(values: npt.NDArray[Any]) -> pa.Array:
+    return pa.array(values.astype(np.int32), mask=values == _NOT_COUNTED)
 
 
 def _table(flat: FlatNBest, entries: list[dict[str, Any]]) -> pa.Table:
@@ -146,7 +161,7 @@ def _table(flat: FlatNBest, entries: list[dict[str, Any]]) -> pa.Table:
         for entry in entries:
             offsets = pa.array(flat.offsets.astype(np.int32))
             missing = pa.array(~entry["known"]) if nullable else None
-            columns.append(pa.ListArray.from_arrays(offsets, pa.array(entry[name].astype(np.int32)), mask=missing))
+            columns.append(pa.ListArray.from_arrays(offsets, _integers(entry[name]), mask=missing))
         return pa.concat_arrays(columns).take(order)
 
     order = pa.array(interleave)

@@ -77,12 +77,12 @@ def _fewest(entry: Mapping[str, Any], utterance_id: str) -> tuple[int, int, int,
     length = int(entry["reference_length"])
     if not entry["errors"]:
         return 0, 0, length, 0
-    if entry["substitutions"] is None or entry["num_units"] is None:
+    best = int(np.argmin(entry["errors"]))
+    if entry["num_units"] is None or entry["substitutions"] is None or entry["substitutions"][best] is None:
         raise ContractError(
             f"nbest_errors, utterance '{utterance_id}', {entry['unit']} of {entry['word_class']}: substitutions or "
             "num_units are null; the oracle needs both to split its errors. Write the table with NbestErrorsConfig."
         )
-    best = int(np.argmin(entry["errors"]))
     errors, substitutions = int(entry["errors"][best]), int(entry["substitutions"][best])
     insertions = (errors - substitutions + int(entry["num_units"][best]) - length) // 2
     deletions = errors - substitutions - insertions

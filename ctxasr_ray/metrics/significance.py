@@ -141,6 +141,8 @@ def compare(
     with np.errstate(invalid="ignore", divide="ignore"):
         rates = totals[:, :num_systems] / totals[:, num_systems:]
     rates[~np.isfinite(rates)] = np.nan
+    if blocks.num_blocks < 2:
+        rates[1:] = np.nan  # one block says nothing about another
     deltas = rates - rates[:, [baseline]]
     levels = percentile_levels(blocks.num_blocks, confidence)
     low, high = _percentiles(rates[1:], levels)
@@ -165,7 +167,7 @@ def percentile_levels(num_blocks: int, confidence: float) -> tuple[float, float]
     expansion, exact to 1e-3 from 10 blocks on).
     """
     if num_blocks < 2:
-        return 0.0, 1.0
+        return 0.0, 1.0  # no interval comes of it
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     n = num_blocks - 1
     student = z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
