@@ -5,6 +5,7 @@ OSError, also where libsndfile would have swallowed it. Nothing is ever written,
 """
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -28,7 +29,11 @@ MAX_WINDOW_S: Final = 4 * 3600.0
 SHORTFALL_S: Final = 0.25
 """How much earlier than asked a recording may end: manifests round their durations."""
 
-_BLOCK_S: Final = 30.0
+SAMPLE_RATES_HZ: Final = (1000, 768_000)
+"""Lowest and highest rate that a header may claim; others are broken headers."""
+
+_BLOCK_SAMPLES: Final = 2**20
+"""Samples of all channels that are decoded at once: 4 MB, whatever a header claims."""
 _PROMISED: Final = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """What libsndfile notes of a WAV or AIFF file that is shorter than its header says."""
 
@@ -122,9 +127,10 @@ def _resampled(
     """Decodes frames [first, end) in blocks, so that a long window never stands in memory at its own rate."""
     sound.seek(first)
     stream = None if rate == sound.samplerate else soxr.ResampleStream(sound.samplerate, rate, 1, dtype="float32")
+    block = max(1, _BLOCK_SAMPLES // sound.channels)
     blocks, left = [], end - first
     while left > 0:
-        frames = sound.read(min(left, int(_BLOCK_S * sound.samplerate)), dtype="float32", always_2d=True)
+        frames = sound.read(min(left, block), dtype="float32", always_2d=True)
         if not len(frames):
             raise AudioError(
                 uri, f"is truncated: its header promises {left / sound.samplerate:.3f} s more than there are"
@@ -155,8 +161,10 @@ def _decoder(uri: str) -> Iterator[soundfile.SoundFile]:
                         uri,
                         f"is truncated: its header promises {promised[1]} bytes of samples, {promised[2]} are there",
                     )
-                if sound.frames == 0:
+                if sound.frames <= 0:
                     raise AudioError(uri, "holds no samples")
+                if not SAMPLE_RATES_HZ[0] <= sound.samplerate <= SAMPLE_RATES_HZ[1]:
+                    raise AudioError(uri, f"its header claims {sound.samplerate} samples per second; it is broken")
                 yield sound
                 watched.reraise()
         except AudioError:
@@ -208,7 +216,13 @@ class _Watched:
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
+        try:
+            return self._stream.seek(offset, whence)
+        except (OSError, ValueError) as error:
+            # a broken header may ask for a place before the start, which is no fault of the disk
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                self._fault = self._fault or error
+            return self._stream.tell()
 
     def tell(self) -> int:
         return self._stream.tell()
