@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from ctxasr_ray.corpora.sentences import lexicon
 from ctxasr_ray.models import attention, checkpoint
 from ctxasr_ray.recipes import tiny_models
 from ctxasr_ray.training import batches, features, objectives
@@ -61,16 +63,21 @@ def short(config: TrainingConfig, **changes: object) -> TrainingConfig:
     return dataclasses.replace(here, **changes)  # type: ignore[arg-type]
 
 
-def tone_ctc(**changes: object) -> TrainingConfig:
-    task = CtcTask(
-        train=ToneSpeech(num_utterances=12),  # type: ignore[arg-type]
-        dev=ToneSpeech(num_utterances=3),  # type: ignore[arg-type]
+def tone_task(train: Any = ToneSpeech(num_utterances=12)) -> CtcTask:
+    dev: Any = ToneSpeech(num_utterances=3)
+    return CtcTask(
+        train=train,
+        dev=dev,
         hidden_size=16,
         num_layers=1,
         num_heads=2,
         intermediate_size=32,
         subsampling_channels=4,
     )
+
+
+def tone_ctc(**changes: object) -> TrainingConfig:
+    task = tone_task()
     return short(TrainingConfig(name="tones", task=task, num_steps=9, batch_size=300, seed=3), **changes)
 
 
@@ -237,8 +244,9 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(make: object, tmp_p
     config = make()  # type: ignore[operator]
     whole = run(config, tmp_path / "whole")
     steps = int(np.random.default_rng().integers(1, 8))
+    dying = dataclasses.replace(config, task=Stopping(task=config.task, steps=steps))
     with pytest.raises(StoppedError):
-        run(dataclasses.replace(config, task=Stopping(task=config.task, steps=steps)), tmp_path / "killed")
+        run(dying, tmp_path / "killed")
     (tmp_path / "killed" / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
     resumed = run(config, tmp_path / "killed")
     from safetensors.torch import load_file
@@ -266,10 +274,9 @@ def test_a_directory_of_another_config_is_refused_by_name(tmp_path: Path) -> Non
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> None:
-    config = tone_ctc()
-    broken = dataclasses.replace(config.task, train=ToneSpeech(num_utterances=12, nan_at=5))  # type: ignore[type-var]
+    broken = tone_ctc(task=tone_task(ToneSpeech(num_utterances=12, nan_at=5)), checkpoint_every=1)
     with pytest.raises(TrainingDivergedError, match=r"tone-5\b.*last good checkpoint|tone-5\b.*no checkpoint"):
-        run(dataclasses.replace(config, task=broken, checkpoint_every=1), tmp_path)
+        run(broken, tmp_path)
     kept = tmp_path / "checkpoint.safetensors"
     if kept.exists():
         from safetensors.torch import load_file
@@ -290,6 +297,19 @@ def test_nothing_is_trained_on_a_test_split(make: object) -> None:
         make()  # type: ignore[operator]
 
 
+def test_sentences_of_further_seeds_hold_no_name_of_dev_or_test() -> None:
+    source = SyntheticText(num_sentences=1000, num_seeds=3)
+    sentences = list(source.sentences())
+    assert len(sentences) == 1000
+    held_out = lexicon(source.corpus.seed, "dev").words | lexicon(source.corpus.seed, "test").words
+    words = {word for sentence in sentences for word in sentence.split()}
+    assert held_out.isdisjoint(words)
+    assert len(words - lexicon(source.corpus.seed, "train").words) > 500
+    assert sentences[:300] == list(source.corpus.training_sentences(300))
+    with pytest.raises(ValueError, match="1 for dev"):
+        SyntheticText(num_sentences=1, split="dev", num_seeds=2)
+
+
 def test_texts_that_cannot_be_written_are_left_out_with_their_reason(tmp_path: Path) -> None:
     @dataclasses.dataclass(frozen=True)
     class Odd:
@@ -300,8 +320,7 @@ def test_texts_that_cannot_be_written_are_left_out_with_their_reason(tmp_path: P
             text = ("fine", "route 66", "far too long a text for a tenth of a second")[index]
             return Example(f"odd-{index}", text, np.full(16000 if index == 0 else 1600, 0.1, np.float32))
 
-    config = dataclasses.replace(tone_ctc().task, train=Odd(), dev=Odd())  # type: ignore[type-var]
-    built = config.build(tmp_path, 0)
+    built = tone_task(Odd()).build(tmp_path, 0)
     assert built.names(np.arange(len(built.lengths))) == ["odd-0"]
     assert "'6'" in built.left_out["odd-1"]
     assert "output frames" in built.left_out["odd-2"]

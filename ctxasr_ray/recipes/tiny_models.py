@@ -19,9 +19,9 @@ def train_lm() -> TrainingConfig:
         name="lm",
         seed=11,
         task=LanguageModelTask(
-            train=SyntheticText(num_sentences=250_000), dev=SyntheticText(num_sentences=1000, split="dev")
+            train=SyntheticText(num_sentences=240_000, num_seeds=40), dev=SyntheticText(num_sentences=1000, split="dev")
         ),
-        num_steps=3000,
+        num_steps=1600,
         batch_size=4096,
         optimiser=Optimiser(learning_rate=3e-3, warm_up_steps=100, weight_decay=0.05),
         precision="bfloat16",

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.stage import runtime_field
+from ctxasr_ray.training.ctc import CtcTask
+from ctxasr_ray.training.joint import JointTask
+from ctxasr_ray.training.language import LanguageModelTask
 
 if TYPE_CHECKING:
     import torch
@@ -45,19 +48,6 @@ class Task(Protocol):
         ...
 
 
-class TaskConfig(Protocol):
-    """A frozen config of a task."""
-
-    def build(self, directory: Path, num_processes: int) -> Task:
-        """Makes the model, from the global torch seed, and prepares the examples.
-
-        Args:
-            directory: Of the run; prepared data that is there already is used again.
-            num_processes: For preparing; 0 prepares in this process.
-        """
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optimiser:
     """AdamW with a linear warm-up and a cosine decay to zero."""
@@ -85,7 +75,7 @@ class TrainingConfig:
 
     name: str
     """Of the recipe; stands in messages and in training.json."""
-    task: TaskConfig
+    task: CtcTask | LanguageModelTask | JointTask
     """What is learnt, from what."""
     num_steps: int
     """Optimiser steps; the data is repeated as often as they need."""

@@ -32,7 +32,7 @@ class LanguageModelTask:
     dropout: float = 0.0
     """Of the attention weights; the only dropout that the Llama architecture has."""
     num_tokenizer_sentences: int = 50_000
-    """Sentences, from the start of the training text, that the byte-pair pieces are learnt from."""
+    """Sentences, evenly spaced in the training text, that the byte-pair pieces are learnt from."""
 
     def build(self, directory: Path, num_processes: int) -> "LanguageModel":
         """Learns the tokenizer, encodes the text, makes a model with random weights."""
@@ -56,7 +56,8 @@ class LanguageModel:
         from ctxasr_ray.training.vocabulary import train_bpe
 
         sentences = list(config.train.sentences())
-        self.tokenizer = train_bpe(sentences[: config.num_tokenizer_sentences], config.vocabulary_size)
+        spacing = max(1, len(sentences) // config.num_tokenizer_sentences)
+        self.tokenizer = train_bpe(sentences[::spacing], config.vocabulary_size)
         self.left_out = {}
         self._train = self._encode(sentences)
         self._dev_sentences = list(config.dev.sentences())
@@ -81,7 +82,11 @@ class LanguageModel:
     def _encode(self, sentences: list[str]) -> list[npt.NDArray[np.int16]]:
         """`<s> tokens </s>` of each sentence."""
         eos = self.tokenizer.eos_token_id
-        return [np.asarray([*ids, eos], np.int16) for ids in self.tokenizer(sentences)["input_ids"]]
+        encoded: list[npt.NDArray[np.int16]] = []
+        for start in range(0, len(sentences), 10_000):  # a batch of all would hold gigabytes of encodings
+            ids = self.tokenizer(sentences[start : start + 10_000], return_attention_mask=False)["input_ids"]
+            encoded += [np.asarray([*row, eos], np.int16) for row in ids]
+        return encoded
 
     def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
         """Gives the line numbers of sentences, from 0."""

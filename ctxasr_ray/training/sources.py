@@ -1,6 +1,8 @@
 """Where a training gets its examples from: the synthetic corpus, or an UTTERANCES table. Loads no framework."""
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from ctxasr_ray import audio, text
+from ctxasr_ray.corpora.sentences import lexicon
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 
 TRAINABLE = ("train", "dev")
@@ -96,18 +99,33 @@ class TableSpeech:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticText:
-    """The texts of the first utterances of a split of the synthetic corpus, unspoken."""
+    """Sentences of the synthetic corpus, unspoken; of train, also sentences with the names of further seeds.
+
+    A model that sees the same 12,400 names again and again learns them by heart and finds new ones unlikely; what it
+    should learn is how names are made.
+    """
 
     num_sentences: int
     split: str = "train"
     corpus: SyntheticConfig = field(default_factory=SyntheticConfig)
+    num_seeds: int = 1
+    """Corpora that the sentences come from in equal shares, their seeds counted up from the corpus's own. Sentences
+    with a name of its dev or test are left out."""
 
     def __post_init__(self) -> None:
         refuse_test(self.split, "the synthetic corpus")
+        if self.num_seeds < 1 or (self.split != "train" and self.num_seeds > 1):
+            raise ValueError(f"num_seeds is {self.num_seeds} for split '{self.split}'; at least 1, and 1 for dev.")
 
     def sentences(self) -> Iterator[str]:
         """Gives one sentence after the other."""
-        return (self.corpus.sentence(self.split, index).text for index in range(self.num_sentences))
+        seed = self.corpus.seed
+        held_out = {w for split in ("dev", "test") if split != self.split for w in lexicon(seed, split).words}
+        for number in range(self.num_seeds):
+            corpus = dataclasses.replace(self.corpus, seed=seed + number)
+            texts = (corpus.sentence(self.split, index).text for index in itertools.count())
+            share = len(range(number, self.num_sentences, self.num_seeds))
+            yield from itertools.islice((t for t in texts if held_out.isdisjoint(t.split())), share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
