@@ -191,17 +191,31 @@ def made_costs(num_shards: int = 3) -> list[dict[str, Any]]:
 
 
 def made_fits() -> pa.Table:
-    fit = {
-        "name": "log_linear",
-        "values": [("lm_weight", 0.62), ("length_bonus", 0.35)],
-        "interval": [("lm_weight", [0.55, 0.71]), ("length_bonus", [0.2, 0.48])],
-        "objective": "word errors",
-        "objective_value": 171.0,
+    """Weights as `fusion.weights` writes them: four rows."""
+    same = {
+        "objective": "wer|word|whisper_english|all",
         "split": "dev",
-        "parents": ["hypotheses/ctc-0123456789abcdef", "scores/causal_lm-fedcba9876543210"],
-        "num_configurations": 412,
+        "parents": ["hypotheses", "scores:causal_lm", "nbest_errors"],
     }
-    return conform(pa.Table.from_pylist([fit], schema=FITS), "fits")
+    values = [("causal_lm", 0.62), ("length_bonus", 0.35)]
+    spans = {
+        "weights": [("causal_lm", [0.605, 0.635]), ("length_bonus", [0.3, 0.4])],
+        "weights/flat": [("causal_lm", [0.51, 0.78]), ("length_bonus", [-0.2, 0.9])],
+        "weights/ties": [],
+        "weights/bootstrap": [("causal_lm", [0.44, 0.93]), ("length_bonus", [-0.6, 1.4])],
+    }
+    rows = [
+        {
+            **same,
+            "name": name,
+            "values": [("causal_lm", 1.0), ("length_bonus", 2.0)] if name.endswith("ties") else values,
+            "interval": interval,
+            "objective_value": None if name.endswith("bootstrap") else 0.1714,
+            "num_configurations": int(name == "weights"),
+        }
+        for name, interval in spans.items()
+    ]
+    return conform(pa.Table.from_pylist(rows, schema=FITS), "fits")
 
 
 def write_tone(path: Path, *, seconds: float = 1.0) -> Path:

@@ -31,6 +31,7 @@ from rich.console import Console
 from ctxasr_ray.report import cells, figures, frames, tables
 from ctxasr_ray.report.changes import Changes, audio_source, most_changed
 from ctxasr_ray.report.costs import by_step
+from ctxasr_ray.report.fits import fitted_chart, fitted_values
 from ctxasr_ray.report.markdown import results_markdown
 from ctxasr_ray.report.page import json_for_script, way_of, write_report
 from ctxasr_ray.schema import TABLES, ContractError
@@ -367,12 +368,22 @@ def test_receipts_of_the_store_are_taken_as_they_are() -> None:
     assert dict(step.counters) == {"peak_host_bytes": 9}
 
 
-def test_fitted_values_show_their_interval() -> None:
-    rows = cells.fits(made_fits())
-    assert [(row["name"], row["value"], row["interval"]) for row in rows] == [
-        ("lm_weight", "0.62", "[0.55, 0.71]"),
-        ("length_bonus", "0.35", "[0.2, 0.48]"),
-    ]
+def test_fitted_values_gather_what_their_companion_rows_say() -> None:
+    weight, bonus = fitted_values(made_fits())
+    assert (weight.fit, weight.name, weight.value) == ("weights", "causal_lm", 0.62)
+    assert (weight.optimal, weight.flat, weight.bootstrap) == ((0.605, 0.635), (0.51, 0.78), (0.44, 0.93))
+    assert (weight.num_optima, bonus.num_optima) == (1, 2)
+    (row, _) = cells.fits([weight, bonus])
+    assert (row["optimal"], row["flat"], row["bootstrap"]) == ("[0.605, 0.635]", "[0.51, 0.78]", "[0.44, 0.93]")
+    assert row["objective"] == "wer|word|whisper_english|all = 0.1714"
+
+
+def test_fits_without_companions_or_intervals_are_shown_and_not_drawn() -> None:
+    rows = [{**row, "interval": []} for row in made_fits().to_pylist()[:1]]
+    values = fitted_values(pa.Table.from_pylist(rows, schema=TABLES["fits"]))
+    assert [value.optimal for value in values] == [None, None]
+    assert [row["bootstrap"] for row in cells.fits(values)] == ["-", "-"]
+    assert fitted_chart(values, {}) is None
 
 
 # -- changed utterances

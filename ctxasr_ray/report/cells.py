@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import pyarrow as pa
-
 from ctxasr_ray.report.costs import StepCost
+from ctxasr_ray.report.fits import FittedValue
 from ctxasr_ray.report.tables import (
     Line,
     Record,
@@ -185,25 +184,31 @@ def _cost_row(step: StepCost, audio_s: float | None) -> list[Cell]:
     ]
 
 
-def fits(table: pa.Table | None) -> list[dict[str, Any]]:
-    """One row per fitted value, with its optimal interval as a mark where there is one."""
+def fits(values: Sequence[FittedValue]) -> list[dict[str, Any]]:
+    """One row per fitted value; its intervals as numbers, the widest of them and the value as a strip."""
     rows = []
-    for fit in table.to_pylist() if table is not None else []:
-        bounds = dict(fit["interval"])
-        for name, value in dict(fit["values"]).items():
-            low, high = (bounds.get(name) or (None, None))[:2]
-            ends = [end for end in (value, low, high, 0.0) if end is not None]
-            rows.append(
-                {
-                    "fit": fit["name"],
-                    "name": name,
-                    "value": f"{value:.4g}",
-                    "mark": mark(value, low, high, min(ends), max(ends), None),
-                    "interval": "" if low is None else f"[{low:.4g}, {high:.4g}]",
-                    "objective": fit["objective"]
-                    + (f" = {fit['objective_value']:.6g}" if fit["objective_value"] is not None else ""),
-                    "split": fit["split"],
-                    "tried": f"{fit['num_configurations']:,}",
-                }
-            )
+    for value in values:
+        spans = [span for span in (value.optimal, value.flat, value.bootstrap) if span]
+        ends = [value.value, 0.0, *(end for span in spans for end in span)]
+        low, high = (min(e[0] for e in spans), max(e[1] for e in spans)) if spans else (None, None)
+        score = f" = {value.objective_value:.6g}" if value.objective_value is not None else ""
+        rows.append(
+            {
+                "fit": value.fit,
+                "name": value.name,
+                "value": f"{value.value:.4g}",
+                "mark": mark(value.value, low, high, min(ends), max(ends), None),
+                "optimal": _span(value.optimal),
+                "flat": _span(value.flat),
+                "bootstrap": _span(value.bootstrap),
+                "optima": "-" if value.num_optima is None else str(value.num_optima),
+                "objective": value.objective + score,
+                "split": value.split,
+                "tried": f"{value.num_configurations:,}",
+            }
+        )
     return rows
+
+
+def _span(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else f"[{ends[0]:.4g}, {ends[1]:.4g}]"

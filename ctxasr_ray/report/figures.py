@@ -1,111 +1,15 @@
 """RESULTS and COSTS -> matplotlib figures: PNG files, and the same drawings as SVG that follows the page's colours."""
 
-import io
 import re
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from ctxasr_ray.report.costs import StepCost
+from ctxasr_ray.report.drawing import COLOURS, INK, Chart, legend, new, short, style
 from ctxasr_ray.report.tables import Line, is_percent, label, primary_metric
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-COLOURS: Final = ("#3d85c6", "#e08a2e", "#2f9e77", "#c25b8f", "#8b7fd6", "#b59a2c", "#5aa9c9", "#a0694b")
-"""Told apart by colour-blind readers, legible on white and on dark."""
-
-MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "*")
 MAX_LINES: Final = 40
 """Rows of one figure; a sweep's further lines stand in the tables."""
-
-_INK: Final = "#010203"
-"""Stands for the reader's text colour; in SVG it becomes `currentColor`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One figure with the words around it."""
-
-    name: str
-    """File name without suffix."""
-    title: str
-    caption: str
-    """Says what is drawn, from how many utterances."""
-    figure: "Figure"
-
-    def png(self, directory: Path) -> Path:
-        """Writes `directory/<name>.png`, 150 dots per inch on white, with its caption: it travels without the page."""
-        path = directory / f"{self.name}.png"
-        note = self.figure.supxlabel(
-            "\n".join(textwrap.wrap(self.caption, 105)), x=0.01, ha="left", fontsize=8, color=_INK
-        )
-        self.figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
-        note.set_text("")
-        note.set_in_layout(False)
-        return path
-
-    def svg(self) -> str:
-        """The drawing as an inline SVG element on a transparent ground, in the page's own text colour."""
-        import matplotlib as mpl
-
-        out = io.StringIO()
-        # The salt keeps ids of clip paths apart between the drawings of one page.
-        with mpl.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "none"}):
-            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        text = out.getvalue()
-        # Its style element would hold for the whole page.
-        text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-        text = re.sub(r'(?<=<svg )|width="[\d.]+pt" |height="[\d.]+pt" ', "", text)
-        return text.replace(_INK, "currentColor").replace("<svg ", '<svg role="img" ', 1)
-
-
-def _new(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    style: Any = {
-        "text.parse_math": False,  # a name from outside may hold dollar signs
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"), _INK
-        ),
-        "legend.frameon": False,
-        "legend.labelcolor": _INK,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        axes.grid(axis="x", color="#888888", alpha=0.3, linewidth=0.6)
-    return figure, axes
-
-
-def _style(index: int) -> tuple[str, str]:
-    """Marker and colour of the index-th series; both change, so print and colour blindness lose nothing."""
-    return MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for the drawing and can be drawn; tables carry it whole."""
-    name = "".join(c if c.isprintable() else " " for c in name)
-    return name if len(name) <= 44 else f"{name[:26]}...{name[-15:]}"
-
-
-def _legend(axes: "Axes", title: str) -> None:
-    """A legend beside the axes, where it hides no mark."""
-    axes.legend(
-        title=title, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, labelcolor=_INK
-    ).get_title().set_color(_INK)
 
 
 def _sizes(rows: Sequence[Line], metric: str) -> str:
@@ -131,7 +35,7 @@ def error_rates(rows: Sequence[Line]) -> Chart | None:
         return None
     names = list(dict.fromkeys(row.label for row in shown))
     splits = list(dict.fromkeys(row.split for row in shown))
-    figure, axes = _new(6.8, 1.5 + 0.22 * len(names) * (1 + len(splits)), f"{label(metric)} by system and split")
+    figure, axes = new(6.8, 1.5 + 0.22 * len(names) * (1 + len(splits)), f"{label(metric)} by system and split")
     for index, split in enumerate(splits):
         here = [row for row in shown if row.split == split]
         at = [names.index(row.label) + 0.26 * (index - (len(splits) - 1) / 2) for row in here]
@@ -139,19 +43,19 @@ def error_rates(rows: Sequence[Line]) -> Chart | None:
         low = [v - 100 * (row.metrics[metric]["ci_low"] or v / 100) for row, v in zip(here, values, strict=True)]
         high = [100 * (row.metrics[metric]["ci_high"] or v / 100) - v for row, v in zip(here, values, strict=True)]
         spread = [[max(0.0, v) for v in low], [max(0.0, v) for v in high]]
-        marker, colour = _style(index)
+        marker, colour = style(index)
         axes.errorbar(values, at, xerr=spread, label=split, fmt=marker, color=colour, markersize=6, capsize=3)
         for value, y, top in zip(values, at, spread[1], strict=True):
             at_end, beside = (value + top, y), (5, 0)
             axes.annotate(
-                f"{value:.2f}", at_end, beside, textcoords="offset points", va="center", fontsize=8, color=_INK
+                f"{value:.2f}", at_end, beside, textcoords="offset points", va="center", fontsize=8, color=INK
             )
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * axes.get_xlim()[1])  # room for the numbers behind the bars
     axes.set_xlabel(_unit(metric) + ", bars: 95 % interval")
     axes.set_ylabel("system")
-    _legend(axes, "split")
+    legend(axes, "split")
     caption = f"{label(metric)} with 95 % bootstrap intervals, lower is better. {_sizes(shown, metric)}.{cut}"
     return Chart("error_rates", f"{label(metric)} by system and split", caption, figure)
 
@@ -164,7 +68,7 @@ def error_kinds(rows: Sequence[Line]) -> Chart | None:
     shown = [row for row in shown if row.metrics[metric]["counts"]["reference_length"]]
     if not shown:
         return None
-    figure, axes = _new(6.8, 1.5 + 0.3 * len(shown), "Where the errors come from")
+    figure, axes = new(6.8, 1.5 + 0.3 * len(shown), "Where the errors come from")
     left = [0.0] * len(shown)
     for index, kind in enumerate(kinds):
         counts = [row.metrics[metric]["counts"] for row in shown]
@@ -175,11 +79,11 @@ def error_kinds(rows: Sequence[Line]) -> Chart | None:
                 centre = (start + width / 2, y)
                 axes.annotate(f"{count[kind]:,}", centre, ha="center", va="center", fontsize=8, color="white")
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(shown)), [_short(f"{row.split}: {row.label}") for row in shown])
+    axes.set_yticks(range(len(shown)), [short(f"{row.split}: {row.label}") for row in shown])
     axes.invert_yaxis()
     axes.set_xlabel(_unit(metric) + "; numbers in the bars are counts")
     axes.set_ylabel("split: system")
-    _legend(axes, "error")
+    legend(axes, "error")
     caption = f"Errors by kind; their sum is the {label(metric)}. {_sizes(shown, metric)}.{cut}"
     return Chart("error_kinds", "Where the errors come from", caption, figure)
 
@@ -189,18 +93,18 @@ def seconds_by_step(costs: Sequence[StepCost]) -> Chart | None:
     if not costs:
         return None
     kinds = list(dict.fromkeys(kind for cost in costs for kind in cost.seconds))
-    figure, axes = _new(6.8, 1.5 + 0.32 * len(costs), "Work of each step")
+    figure, axes = new(6.8, 1.5 + 0.32 * len(costs), "Work of each step")
     left = [0.0] * len(costs)
     for index, kind in enumerate([*kinds, "other"]):
         widths = [cost.other_s if kind == "other" else cost.seconds.get(kind, 0.0) for cost in costs]
         colour = "#8a8f98" if kind == "other" else COLOURS[index % len(COLOURS)]
         axes.barh(range(len(costs)), widths, left=left, height=0.66, color=colour, label=kind)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(costs)), [_short(cost.step) for cost in costs])
+    axes.set_yticks(range(len(costs)), [short(cost.step) for cost in costs])
     axes.invert_yaxis()
     axes.set_xlabel("busy time, summed over shards (s)")
     axes.set_ylabel("step")
-    _legend(axes, "seconds in")
+    legend(axes, "seconds in")
     caption = (
         "Busy wall seconds of each step over all its shards; 'other' is what no timer names, such as reading and "
         f"writing tables. N = {max(cost.rows for cost in costs):,} utterances."
@@ -215,16 +119,16 @@ def error_against_cost(rows: Sequence[Line]) -> Chart | None:
     shown = [row for row in both if row.split == both[-1].split][:MAX_LINES]
     if len(shown) < 2:
         return None
-    figure, axes = _new(6.8, 3.6, f"{label(metric)} against work ({shown[0].split})")
+    figure, axes = new(6.8, 3.6, f"{label(metric)} against work ({shown[0].split})")
     for index, row in enumerate(shown):
-        marker, colour = _style(index)
+        marker, colour = style(index)
         at, rate = row.value("real_time_factor") or 0.0, 100 * (row.value(metric) or 0.0)
-        axes.plot([at], [rate], marker, color=colour, label=_short(row.label), markersize=8)
+        axes.plot([at], [rate], marker, color=colour, label=short(row.label), markersize=8)
     axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.6)
     axes.margins(0.15)
     axes.set_xlabel("real-time factor (s of work per s of audio)")
     axes.set_ylabel(_unit(metric))
-    _legend(axes, "system")
+    legend(axes, "system")
     caption = f"Lower left is better. {_sizes(shown, metric)}."
     return Chart("error_against_cost", f"{label(metric)} against work", caption, figure)
 
@@ -256,19 +160,19 @@ def _sweep(rows: Sequence[Line], metric: str, key: str) -> Chart | None:
     curves = {name: points for name, points in curves.items() if len({at for at, _ in points}) > 1}
     if not curves:
         return None
-    figure, axes = _new(6.8, 3.8, f"{label(metric)} by {key}")
+    figure, axes = new(6.8, 3.8, f"{label(metric)} by {key}")
     for index, (name, points) in enumerate(list(curves.items())[:MAX_LINES]):
         points.sort(key=lambda point: point[0])
-        marker, colour = _style(index)
+        marker, colour = style(index)
         xs = [point for point, _ in points]
-        axes.plot(xs, _column(points, metric, "value"), marker=marker, color=colour, label=_short(name))
+        axes.plot(xs, _column(points, metric, "value"), marker=marker, color=colour, label=short(name))
         if all(row.value(metric, "ci_low") is not None for _, row in points):
             low, high = _column(points, metric, "ci_low"), _column(points, metric, "ci_high")
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.6)
     axes.set_xlabel(key.replace("_", " "))
     axes.set_ylabel(_unit(metric))
-    _legend(axes, "split: system")
+    legend(axes, "split: system")
     drawn = [row for points in curves.values() for _, row in points]
     caption = f"{label(metric)} as {key} changes; bands: 95 % intervals. {_sizes(drawn, metric)}."
     return Chart("sweep_" + re.sub(r"\W+", "_", key), f"{label(metric)} by {key}", caption, figure)

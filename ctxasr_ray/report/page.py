@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,10 @@ import pyarrow as pa
 
 from ctxasr_ray.report import cells as cell
 from ctxasr_ray.report import figures
+from ctxasr_ray.report import fits as fitted
 from ctxasr_ray.report.changes import Changes, most_changed
 from ctxasr_ray.report.costs import StepCost, by_step
+from ctxasr_ray.report.drawing import Chart
 from ctxasr_ray.report.markdown import results_markdown
 from ctxasr_ray.report.tables import headlines, legend, lines, results_records
 
@@ -63,11 +66,13 @@ def write_report(
     records = results_records(results)
     rows = lines(records)
     steps = by_step(costs)
+    values = fitted.fitted_values(fits)
     drawn = [
         figures.error_rates(rows),
         figures.error_kinds(rows),
         figures.seconds_by_step(steps),
         figures.error_against_cost(rows),
+        fitted.fitted_chart(values, _sizes(utterances)),
         *figures.sweeps(rows),
     ]
     charts = [chart for chart in drawn if chart is not None]
@@ -84,7 +89,7 @@ def write_report(
     _write(directory / "results.md", results_markdown(results, title=title, costs=steps))
     for chart in charts:
         chart.png(directory)
-    page = _render(title, records, charts, steps, utterances, fits, changes, provenance)
+    page = _render(title, records, charts, steps, utterances, values, changes, provenance)
     _write(directory / "index.html", page)
     return directory / "index.html"
 
@@ -115,10 +120,10 @@ def json_for_script(value: Any) -> str:
 def _render(
     title: str,
     records: Sequence[Mapping[str, Any]],
-    charts: Sequence[figures.Chart],
+    charts: Sequence[Chart],
     steps: Sequence[StepCost],
     utterances: pa.Table,
-    fits: pa.Table | None,
+    values: Sequence[fitted.FittedValue],
     changes: Changes,
     provenance: Mapping[str, Any],
 ) -> str:
@@ -145,7 +150,7 @@ def _render(
         cost_heads=cell.COST_HEADS,
         costs=cell.costs(steps, audio_s),
         audio_s=audio_s,
-        fits=cell.fits(fits),
+        fits=cell.fits(values),
         changes=changes,
         changes_json=Markup(json_for_script(changes.as_json())),
         provenance_plain=[(k, _when(k, v)) for k, v in provenance.items() if not isinstance(v, (Mapping, list, tuple))],
@@ -159,6 +164,10 @@ def _render(
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
+
+
+def _sizes(utterances: pa.Table) -> dict[str, int]:
+    return dict(Counter(utterances["split"].to_pylist()))
 
 
 def _when(name: str, value: Any) -> Any:
@@ -181,11 +190,8 @@ def audio_seconds(utterances: pa.Table) -> float | None:
 
 
 def _facts(records: Sequence[Mapping[str, Any]], utterances: pa.Table, audio_s: float | None) -> list[tuple[str, str]]:
-    splits: dict[str, int] = {}
-    for split in utterances["split"].to_pylist():
-        splits[split] = splits.get(split, 0) + 1
     facts = [("corpus", ", ".join(dict.fromkeys(record["corpus"] for record in records)))]
-    facts += [(f"utterances, {split}", f"{number:,}") for split, number in splits.items()]
+    facts += [(f"utterances, {split}", f"{number:,}") for split, number in _sizes(utterances).items()]
     if audio_s is not None:
         facts.append(("audio", f"{audio_s / 3600:.2f} h" if audio_s >= 600 else f"{audio_s:.0f} s"))
     facts.append(("systems", str(len({record["system"] for record in records}))))
