@@ -479,10 +479,10 @@ def test_the_line_from_lists_to_error_counts_keeps_the_promise() -> None:
     for u, row in enumerate(rows):
         row["reference"] = None if u == 4 else "w w w"
     known = conform(pa.Table.from_pylist(rows, schema=UTTERANCES), "utterances")
-    nbest_errors = NbestErrorsConfig().build()(hypotheses, known, costs=Costs())
-    fits = WeightsConfig(num_bootstrap=0).build()(hypotheses, scores, nbest_errors, known, costs=Costs())
-    transcripts = LogLinearConfig().build()(hypotheses, scores, fits, costs=Costs())
-    counts = ErrorCountsConfig().build()(known, transcripts, costs=Costs()).to_pylist()
+    nbest_errors = NbestErrorsConfig(normaliser="basic").build()(hypotheses, known, costs=Costs())
+    fits = fit(hypotheses, scores, nbest_errors, known, num_bootstrap=0)
+    transcripts = LogLinearConfig(normaliser="basic").build()(hypotheses, scores, fits, costs=Costs())
+    counts = ErrorCountsConfig(normaliser="basic").build()(known, transcripts, costs=Costs()).to_pylist()
     words = [c for row in counts for c in row["counts"] if c["unit"] == "word"]
     errors = sum(c["substitutions"] + c["deletions"] + c["insertions"] for c in words)
     assert fits["objective_value"][0].as_py() == pytest.approx(errors / sum(c["reference_length"] for c in words))

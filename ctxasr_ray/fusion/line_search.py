@@ -13,10 +13,10 @@ Reference:
 from dataclasses import dataclass
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.fusion.kernels import envelopes, winners_of_many
 from ctxasr_ray.fusion.objective import Counts
 from ctxasr_ray.fusion.scoring import Features, fused_scores, winners
 
@@ -27,6 +27,9 @@ _NARROWEST: Final = 1e-12
 """Cells narrower than this, relative to where they lie, are decided by rounding; nobody can stand in them."""
 _SAME: Final = 1e-12
 """Objectives closer than this are equal: they come from the same whole numbers."""
+
+_BLOCK: Final = 64
+"""Weights that one pass over the scores serves; their sums stay in registers and the first cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,17 @@ class TuningSet:
         if multiplicity_U is None:
             return float(self.counts.value(counts_UM.sum(0), self.counts.references.sum(0)))
         return float(self.counts.value(multiplicity_U @ counts_UM, multiplicity_U @ self.counts.references))
+
+    def evaluate_many(self, weights_BD: Floats) -> Floats:
+        """(B,) objectives of many weights at once, for surfaces over two of them; each equals `evaluate`."""
+        features, references_T = self.features, self.counts.references.sum(0)
+        value_B = np.empty(len(weights_BD))
+        for start in range(0, len(weights_BD), _BLOCK):
+            block_BD = weights_BD[start : start + _BLOCK]
+            winner_BU = winners_of_many(features.offsets, features.values, np.ascontiguousarray(block_BD.T))
+            totals_BM = np.stack([self._of_winners(winner_U).sum(0) for winner_U in winner_BU])
+            value_B[start : start + _BLOCK] = self.counts.value(totals_BM, references_T)
+        return value_B
 
     def scored(self) -> npt.NDArray[np.bool_]:
         """(U,) False for empty lists and lists with a missing score, which no weight can change."""
@@ -72,14 +86,10 @@ class TuningSet:
             low: At most 0; may be -inf.
             high: At least 0; may be inf.
         """
-        values_HD, offsets = self.features.values, self.features.offsets
-        intercepts_H = np.zeros(len(values_HD))
-        slopes_H = np.zeros(len(values_HD))
-        for d in range(len(weights_D)):  # a missing score must show up even at weight 0
-            intercepts_H += weights_D[d] * values_HD[:, d]
-            if direction_D[d]:
-                slopes_H += direction_D[d] * values_HD[:, d]
-        start_U, positions_B, owners_B, before_B, after_B = _envelopes(offsets, intercepts_H, slopes_H, low, high)
+        features = self.features
+        start_U, positions_B, owners_B, before_B, after_B = envelopes(
+            features.offsets, features.values, weights_D, direction_D, low, high
+        )
         deltas_BM = self.counts.per_hypothesis[after_B] - self.counts.per_hypothesis[before_B]
         changes = deltas_BM.any(axis=1)
         positions_B, owners_B, deltas_BM = positions_B[changes], owners_B[changes], deltas_BM[changes]
@@ -205,76 +215,3 @@ def _merged(edges: Floats, values: Floats) -> Landscape:
     starts = lows[first]
     starts[0] = edges[0]
     return Landscape(np.concatenate([starts, edges[-1:]]), values[first])
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba is untyped
-def _envelopes(
-    offsets: Ints, intercepts: Floats, slopes: Floats, low: float, high: float
-) -> tuple[Ints, Floats, Ints, Ints, Ints]:
-    """Walks each list's upper envelope from `low` to `high`, a corner at a time.
-
-    A list with a missing score keeps its first hypothesis everywhere.
-
-    Returns:
-        (U,) the winner at `low` (-1: empty list); (B,) position, utterance, winner before and after each corner.
-    """
-    size = len(intercepts)
-    start = np.full(len(offsets) - 1, -1, dtype=np.int64)
-    positions = np.empty(size, dtype=np.float64)
-    owners, before, after = (
-        np.empty(size, dtype=np.int64),
-        np.empty(size, dtype=np.int64),
-        np.empty(size, dtype=np.int64),
-    )
-    found = 0
-    for u in range(len(offsets) - 1):
-        begin, end = offsets[u], offsets[u + 1]
-        if begin == end:
-            continue
-        if np.isnan(intercepts[begin:end]).any() or np.isnan(slopes[begin:end]).any():
-            start[u] = begin
-            continue
-        current = _winner_at(begin, end, intercepts, slopes, low)
-        start[u] = current
-        position = low
-        while True:
-            following, crossing = _next_corner(begin, end, intercepts, slopes, current, high)
-            if following < 0:
-                break
-            position = max(position, crossing)  # rounding may put a corner a hair before the last one
-            positions[found], owners[found] = position, u
-            before[found], after[found] = current, following
-            found += 1
-            current = following
-    return start, positions[:found], owners[:found], before[:found], after[:found]
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba is untyped
-def _winner_at(begin: int, end: int, intercepts: Floats, slopes: Floats, low: float) -> int:
-    """The line on top just above `low`; of equal lines the earliest."""
-    current = begin
-    for j in range(begin + 1, end):
-        if low == -np.inf:
-            ahead = slopes[j] < slopes[current]
-            level, steeper = slopes[j] == slopes[current], intercepts[j] > intercepts[current]
-        else:
-            height, top = intercepts[j] + low * slopes[j], intercepts[current] + low * slopes[current]
-            ahead, level, steeper = height > top, height == top, slopes[j] > slopes[current]
-        if ahead or (level and steeper):
-            current = j
-    return current
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba is untyped
-def _next_corner(
-    begin: int, end: int, intercepts: Floats, slopes: Floats, current: int, high: float
-) -> tuple[int, float]:
-    """The line that takes over first before `high`, the steepest where several do at once; -1 for none."""
-    nearest, following = high, -1
-    for j in range(begin, end):
-        if slopes[j] > slopes[current]:
-            crossing = (intercepts[current] - intercepts[j]) / (slopes[j] - slopes[current])
-            at_once = following >= 0 and crossing == nearest and slopes[j] > slopes[following]
-            if crossing < nearest or at_once:
-                nearest, following = crossing, j
-    return following, nearest

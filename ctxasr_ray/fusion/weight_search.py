@@ -5,7 +5,6 @@ first pass alone and from random starts. In one dimension a single line is the g
 descent, it is the best that was met.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -66,25 +65,20 @@ class WeightSearch:
     """Random directions per round besides the axes."""
     flat_tolerance: float = 0.01
     work: SearchWork = field(default_factory=SearchWork)
-    scales: Floats = field(init=False)
-    """(D,) weights at which each value would speak as loudly inside a list as the fixed source does."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", _scales(self.tuning_set, self.bounds))
 
     def run(self) -> Optimum:
         """Searches from every start and centres the best weights in their cell."""
-        random = np.random.default_rng(self.seed)
-        start_D = np.clip(0.0, self.bounds[:, 0], self.bounds[:, 1])
-        start_value = self.tuning_set.evaluate(start_D)
-        weights_D, value = self._descend(start_D, start_value, random)
-        for _ in range(self.num_restarts if len(self.free) > 1 else 0):
-            other_D = self._random_weights(random)
-            other_D, other = self._descend(other_D, self.tuning_set.evaluate(other_D), random)
+        explorer = self._explorer(self.seed)
+        weights_D = np.clip(0.0, self.bounds[:, 0], self.bounds[:, 1])
+        start_value = self.tuning_set.evaluate(weights_D)
+        weights_D, value = self.descend(weights_D, explorer)
+        for _ in range(self.num_restarts if explorer else 0):
+            assert explorer is not None
+            other_D, other = self.descend(explorer.start(), explorer)
             if other < value - _BETTER:
                 weights_D, value = other_D, other
         weights_D = self._centred(weights_D, value)
-        lines = [self.axis_landscape(weights_D, d) for d in range(len(weights_D))]
+        lines = [self.axis_landscape(weights_D, axis) for axis in range(len(weights_D))]
         limit = value * (1 + self.flat_tolerance)
         return Optimum(
             names=self.tuning_set.features.names,
@@ -97,6 +91,12 @@ class WeightSearch:
             work=self.work,
         )
 
+    def _explorer(self, seed: int | list[int]) -> "Explorer | None":
+        """None where lines along the axes see everything, or nothing else was asked for."""
+        if len(self.free) < 2 or not (self.num_restarts or self.num_directions):
+            return None
+        return Explorer(np.random.default_rng(seed), self.bounds, _scales(self.tuning_set, self.bounds))
+
     @property
     def free(self) -> npt.NDArray[np.int64]:
         """The values that may move."""
@@ -105,8 +105,7 @@ class WeightSearch:
     def axis_landscape(self, weights_D: Floats, axis: int) -> Landscape:
         """The objective against one weight, the others held; positions are weights, not steps."""
         if axis not in self.free:
-            point = weights_D[axis]
-            return Landscape(np.array([point, point]), np.array([self.tuning_set.evaluate(weights_D)]))
+            return Landscape(weights_D[[axis, axis]], np.array([self.tuning_set.evaluate(weights_D)]))
         line = self._line(weights_D, np.eye(len(weights_D))[axis])
         return Landscape(np.clip(line.edges + weights_D[axis], *self.bounds[axis]), line.values)
 
@@ -124,8 +123,10 @@ class WeightSearch:
         Returns:
             (R, D) re-tuned weights.
         """
-        random = np.random.default_rng([self.seed, 1])
-        directions = [*np.eye(len(weights_D))[self.free], *self._random_directions(random, self.num_directions)]
+        explorer = self._explorer([self.seed, 1])
+        directions = list(np.eye(len(weights_D))[self.free])
+        directions += explorer.directions(self.num_directions) if explorer else []
+        random = np.random.default_rng([self.seed, 2])
         shared = [self.tuning_set.corners(weights_D, d, *self._reach(weights_D, d)) for d in directions]
         num_blocks = int(blocks_U.max()) + 1
         replicates_RD = np.empty((num_replicates, len(weights_D)))
@@ -141,33 +142,59 @@ class WeightSearch:
     def _retuned(self, weights_D: Floats, multiplicity_U: Floats) -> Floats:
         if len(self.free) == 1:
             return weights_D  # the shared line was the whole space
-        value = self.tuning_set.evaluate(weights_D, multiplicity_U)
-        weights_D, value = self._descend(weights_D, value, None, multiplicity_U)
+        weights_D, value = self.descend(weights_D, None, multiplicity_U)
         return self._centred(weights_D, value, multiplicity_U)
 
-    def _descend(
+    def descend(
         self,
         weights_D: Floats,
-        value: float,
-        random: np.random.Generator | None,
+        explorer: "Explorer | None" = None,
         multiplicity_U: Floats | None = None,
     ) -> tuple[Floats, float]:
-        """Moves along one line after another until a whole round brings nothing."""
-        axes = list(np.eye(len(weights_D))[self.free])
+        """Moves along the axes in turn until none helps, then along random lines; ends when neither helps.
+
+        Args:
+            weights_D: The start, within the bounds.
+            explorer: Draws the random lines; None: axes only.
+            multiplicity_U: How often each utterance counts; None: once.
+
+        Returns:
+            The weights reached, and the objective there.
+        """
+        value = self.tuning_set.evaluate(weights_D, multiplicity_U)
         for _ in range(_MAX_ROUNDS):
+            weights_D, value = self._along_axes(weights_D, value, multiplicity_U)
             before = value
-            extra = self._random_directions(random, self.num_directions) if random is not None else []
-            for direction_D in [*axes, *extra]:
-                best, _ = self._line(weights_D, direction_D, multiplicity_U).best()
-                if best.value >= value - _BETTER:
-                    continue
-                moved_D = self._moved(weights_D, direction_D, best.centre)
-                # counted again from the winners: in a cell of rounding's width the line and the sum may differ
-                recounted = self.tuning_set.evaluate(moved_D, multiplicity_U)
-                if recounted < value - _BETTER:
-                    weights_D, value = moved_D, recounted
-            if value >= before - _BETTER:
+            for direction_D in explorer.directions(self.num_directions) if explorer else ():
+                weights_D, value = self._improved(weights_D, direction_D, value, multiplicity_U)
+            if value == before:
                 break
+        return weights_D, value
+
+    def _along_axes(self, weights_D: Floats, value: float, multiplicity_U: Floats | None) -> tuple[Floats, float]:
+        """Ends when every axis was searched since the last move, the one that moved included."""
+        axes = np.eye(len(weights_D))[self.free]
+        searched = turn = 0
+        while searched < len(axes) and turn < _MAX_ROUNDS * len(axes):
+            before = value
+            weights_D, value = self._improved(weights_D, axes[turn % len(axes)], value, multiplicity_U)
+            searched = 1 if value < before else searched + 1
+            turn += 1
+        return weights_D, value
+
+    def _improved(
+        self, weights_D: Floats, direction_D: Floats, value: float, multiplicity_U: Floats | None
+    ) -> tuple[Floats, float]:
+        """The best along one line, if it is better; the objective is counted again from the winners.
+
+        In a cell of rounding's width the line and the sum may differ, and only the sum is what fusion will do.
+        """
+        best, _ = self._line(weights_D, direction_D, multiplicity_U).best()
+        if best.value < value - _BETTER:
+            moved_D = self._moved(weights_D, direction_D, best.centre)
+            recounted = self.tuning_set.evaluate(moved_D, multiplicity_U)
+            if recounted < value - _BETTER:
+                return moved_D, recounted
         return weights_D, value
 
     def _centred(self, weights_D: Floats, value: float, multiplicity_U: Floats | None = None) -> Floats:
@@ -200,22 +227,31 @@ class WeightSearch:
     def _moved(self, weights_D: Floats, direction_D: Floats, step: float) -> Floats:
         return np.clip(weights_D + step * direction_D, self.bounds[:, 0], self.bounds[:, 1])
 
-    def _random_directions(self, random: np.random.Generator, number: int) -> Sequence[Floats]:
-        if len(self.free) < 2:
-            return []
-        directions = random.normal(size=(number, len(self.bounds))) * self.scales
-        fixed = np.setdiff1d(np.arange(len(self.bounds)), self.free)
-        directions[:, fixed] = 0.0
-        return [d for d in directions if d.any()]
 
-    def _random_weights(self, random: np.random.Generator) -> Floats:
-        weights_D = random.normal(size=len(self.bounds)) * self.scales
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """Random lines and starts, each value at the loudness at which it can compete with the fixed source."""
+
+    random: np.random.Generator
+    bounds: Floats
+    scales: Floats
+
+    def directions(self, number: int) -> list[Floats]:
+        """Random directions in which fixed values do not move."""
+        drawn = self.random.normal(size=(number, len(self.bounds))) * self.scales
+        drawn[:, self.bounds[:, 0] == self.bounds[:, 1]] = 0.0
+        return [direction_D for direction_D in drawn if direction_D.any()]
+
+    def start(self) -> Floats:
+        """Random weights within the bounds."""
+        weights_D = self.random.normal(size=len(self.bounds)) * self.scales
         positive = self.bounds[:, 0] >= 0
         weights_D[positive] = np.abs(weights_D[positive])
         return np.clip(weights_D, self.bounds[:, 0], self.bounds[:, 1])
 
 
 def _scales(tuning_set: TuningSet, bounds_D2: Floats) -> Floats:
+    """(D,) weights at which each value varies inside a list as much as the fixed source does; 0 for constants."""
     lengths = np.diff(tuning_set.features.offsets)
     scored = tuning_set.scored()
     kept = np.repeat(scored, lengths)
