@@ -12,12 +12,14 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import s3fs
 import soundfile
 import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray import archive, audio
+from ctxasr_ray.corpora.manifest import read_corpus
 
 
 def tone(duration_s=2.0, rate=16000, num_channels=1):
@@ -312,6 +314,33 @@ def test_a_url_is_read_like_a_file(tmp_path):
         server.server_close()
     with pytest.raises(OSError, match=r"127\.0\.0\.1"):
         audio.load(f"{root}/a.flac")
+
+
+def test_s3_is_read_like_a_file_and_a_missing_object_is_a_missing_recording(monkeypatch):
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        s3fs.S3FileSystem().mkdir("recordings")
+        with fsspec.open("s3://recordings/a.flac", "wb") as file:
+            file.write(flac(tone(3.0)))
+        with fsspec.open("s3://recordings/m.jsonl", "wb") as file:
+            file.write(b'{"audio_filepath": "a.flac"}')
+        row = read_corpus("s3://recordings/m.jsonl").to_pylist()[0]
+        assert (row["audio_uri"], row["duration_s"]) == ("s3://recordings/a.flac", 3.0)
+        assert len(audio.load(row["audio_uri"], start_s=1.0, duration_s=1.0)) == 16000
+        assert "does not exist" in refusal("s3://recordings/none.flac")
+    finally:
+        server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 class FlakyFile(io.BytesIO):
