@@ -120,9 +120,11 @@ class Store(TableFiles):
 
     def stage_hash(self, step: Step) -> str:
         """See `identity.stage_hash`; computed once per step."""
+        if step.name in self._known_hashes:
+            return self._known_hashes[step.name]
         kept = self._hashes.get(id(step))
         if kept is None:
-            kept = self._hashes[id(step)] = (step, stage_hash(step, self._known_hashes))
+            kept = self._hashes[id(step)] = (step, stage_hash(step, self.stage_hash))
         return kept[1]
 
     def table_folder(self, step: Step) -> str:

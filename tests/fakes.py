@@ -87,23 +87,23 @@ class Trap:
         kill()
 
     def arm(self) -> None:
-        """From now on the next commit of this process is watched."""
-        global _armed
-        if _armed is None:
+        """From now on the commits of this process are watched."""
+        if not _armed:
             sys.addaudithook(_watch)
-        _armed = self
+        _armed.append(self)
 
 
-_armed: Trap | None = None
+_armed: list[Trap] = []
 
 
 def _watch(event: str, args: tuple[Any, ...]) -> None:
-    trap = _armed
-    if trap is None or event not in ("os.link", "os.remove", "open"):
-        return
-    path = str(args[0])
-    if ".parquet" not in path:
-        return
+    path = str(args[0]) if event in ("os.link", "os.remove", "open") else ""
+    if ".parquet" in path:
+        for trap in _armed:
+            _reach(trap, event, path)
+
+
+def _reach(trap: Trap, event: str, path: str) -> None:
     now = {
         "opened": event == "open" and path.endswith(".tmp"),
         "mid_write": event == "os.link",
@@ -126,7 +126,7 @@ class Behaviour:
     """What a fake does besides its work; none of it changes numbers."""
 
     sleep_s: float = 0.0
-    trap: Trap | None = None
+    traps: tuple[Trap, ...] = ()
     poison: str = ""
     """Kills every process that processes this utterance."""
     log: str = ""
@@ -137,10 +137,11 @@ class Behaviour:
             (Path(self.log) / f"{stage}.{len(ids)}.{ids[0]}.{time.time_ns()}").touch()
         if self.poison in ids:
             kill()
-        if self.trap is not None and self.trap.utterance_id in ids:
-            if self.trap.point == "before_processing" and self.trap.springs():
-                kill()
-            self.trap.arm()
+        for trap in self.traps:
+            if trap.utterance_id in ids:
+                if trap.point == "before_processing" and trap.springs():
+                    kill()
+                trap.arm()
         time.sleep(self.sleep_s)
 
 

@@ -405,7 +405,8 @@ import sys
 from pathlib import Path
 import test_execution as t
 root, point, tokens, where = sys.argv[1:]
-behaviour = t.Behaviour(trap=t.Trap(point=point, utterance_id="tiny-test-0003", tokens=tokens), log=tokens + "/log")
+trap = t.Trap(point=point, utterance_id="tiny-test-0003", tokens=tokens)
+behaviour = t.Behaviour(traps=(trap,), log=tokens + "/log")
 store, shards = t.prepared(Path(root))
 t.run_inline(store, t.line(**{where: behaviour}), shards)
 """

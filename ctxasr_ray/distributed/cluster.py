@@ -51,7 +51,13 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
     if address is None and "RAY_ADDRESS" not in os.environ:
         cpus = max(math.ceil(num_cpus), os.cpu_count() or 1)
         options |= {"num_cpus": cpus, "include_dashboard": False}
-    ray.init(address=address, **options)
+    try:
+        ray.init(address=address, **options)
+    except Exception:  # a busy machine can miss Ray's own 30 s for a local node, which raises a bare Exception
+        if address is not None:
+            raise
+        ray.shutdown()
+        ray.init(address=address, **options)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

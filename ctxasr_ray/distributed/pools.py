@@ -16,6 +16,7 @@ import pyarrow as pa
 from ctxasr_ray.attempts import Attempts
 from ctxasr_ray.distributed.cluster import JOIN_S, Pool, alive_nodes, connected, ray, refuse_unfit, refuse_unshared
 from ctxasr_ray.execution import OnProgress, Run, RunSummary, Segment
+from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import Resources, Step
 from ctxasr_ray.stage_calls import RunError
 from ctxasr_ray.store import Shard, Store
@@ -23,7 +24,10 @@ from ctxasr_ray.worker import Report, Worker, gather_step
 
 WAVE: Final = 5000
 """Shards per dataset: bounds the driver's memory; a further dataset costs seconds and a model load."""
-_ROW: Final = pa.schema([("shard", pa.string()), ("reports", pa.string())])
+_ROW: Final = pa.schema(
+    [("shard", pa.string()), ("reports", pa.string()), ("fault", pa.string()), ("why", pa.string())]
+)
+_FAULTS: Final = {"ValueError": ValueError, "ContractError": ContractError, "RunError": RunError}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,23 @@ class ShardWorker:
         ]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row: a shard's description, and the reports of the steps that it has been through."""
-        rows = []
-        for row in batch.to_pylist():
-            shard = Shard(**json.loads(row["shard"]))
-            reports = [asdict(worker.process(shard)) for worker in self._workers]
-            rows.append({"shard": row["shard"], "reports": json.dumps(json.loads(row["reports"]) + reports)})
-        return pa.Table.from_pylist(rows, schema=_ROW)
+        """One row: a shard's description, the reports of the steps that it has been through, and what stopped it.
+
+        A fault travels as a value, because Ray hands an exception on as text only, twice wrapped.
+        """
+        return pa.Table.from_pylist([self._advance(row) for row in batch.to_pylist()], schema=_ROW)
+
+    def _advance(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard = Shard(**json.loads(row["shard"]))
+        reports = json.loads(row["reports"])
+        if row["fault"]:
+            return row
+        try:
+            for worker in self._workers:
+                reports.append(asdict(worker.process(shard)))
+        except (ValueError, ContractError, RunError) as error:
+            return {**row, "reports": json.dumps(reports), "fault": type(error).__name__, "why": str(error)}
+        return {**row, "reports": json.dumps(reports)}
 
 
 def run_ray(
@@ -172,7 +186,7 @@ def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard]) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    rows = [{"shard": json.dumps(shard.to_dict()), "reports": "[]"} for shard in shards]
+    rows = [{"shard": json.dumps(shard.to_dict()), "reports": "[]", "fault": "", "why": ""} for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     hashes = {step.name: run.store.stage_hash(step) for step in _with_parents(segment.per_shard)}
     for pool, steps in _pools(segment.per_shard):
@@ -188,11 +202,15 @@ def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard]) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for reports in batch["reports"].to_pylist():
-                for report in json.loads(reports):
+            for row in batch.to_pylist():
+                for report in json.loads(row["reports"]):
                     run.record(Report(**report))
+                if row["fault"]:
+                    raise _FAULTS[row["fault"]](row["why"])
     except ray.exceptions.RayError as error:
-        raise _own_fault(error) from error
+        raise RunError(
+            f"Ray stopped the run: {error}\nWhat is committed stays; run the same command again to go on from there."
+        ) from error
 
 
 def _options(resources: Resources) -> dict[str, Any]:
@@ -212,16 +230,3 @@ def _with_parents(steps: Sequence[Step]) -> list[Step]:
         for each in (*_with_parents(step.inputs), step):
             found[each.name] = each
     return list(found.values())
-
-
-def _own_fault(error: BaseException) -> Exception:
-    """The worker's own exception out of Ray's wrapping, or a RunError that says what Ray says."""
-    inner: BaseException | None = error
-    while inner is not None:
-        cause = getattr(inner, "cause", None) or inner.__cause__
-        if isinstance(inner, RunError | ValueError) and not isinstance(inner, ray.exceptions.RayError):
-            return inner
-        inner = cause
-    return RunError(
-        f"Ray stopped the run: {error}\nWhat is committed stays; run the same command again to go on from there."
-    )
