@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctxasr_ray.fusion.landscape import landscape
 from ctxasr_ray.fusion.line_search import Landscape, TuningSet
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.fusion.objective import Counts, parse_objective
@@ -469,6 +470,34 @@ def test_errors_of_other_hypotheses_are_refused() -> None:
         fit(hypotheses, scores, other)
     with pytest.raises(ContractError, match="ids differ from hypotheses"):
         fit(hypotheses, scores, nbest_errors.take(list(range(59, -1, -1))))
+
+
+@pytest.mark.filterwarnings("ignore:fewer than 10 speakers")
+def test_the_landscape_of_a_fit_is_lowest_at_the_fit() -> None:
+    tables = dev_tables()
+    config = WeightsConfig(normaliser="basic", objective=WER, num_bootstrap=0)
+    fits = config.build()(*tables, costs=Costs())
+    main = fits.to_pylist()[0]
+    for name in ("lm", "length_bonus"):
+        line = landscape(config, fits, name, *tables)
+        here = int(np.searchsorted(line.edges, dict(main["values"])[name], side="right")) - 1
+        assert line.values[here] == pytest.approx(main["objective_value"])
+        assert line.values[here] == line.values.min()
+        assert dict(main["interval"])[name] == pytest.approx(line.edges[here : here + 2].tolist())
+    with pytest.raises(ValueError, match=r"'ctc' is no free value.*choose one of \['lm', 'length_bonus'\]"):
+        landscape(config, fits, "ctc", *tables)
+    with pytest.raises(ValueError, match=r"weighs \['ctc', 'lm', 'length_bonus'\], and the tables"):
+        landscape(config, fits, "ctc", tables[0], tables[2])
+
+
+def test_many_evaluations_at_once_equal_single_ones() -> None:
+    tuning_set = random_set(8, dimensions=3)
+    begin, end = tuning_set.features.offsets[[3, 4]]
+    tuning_set.features.values[begin:end, 2] = np.nan
+    weights_BD = np.random.default_rng(0).normal(size=(70, 3))
+    weights_BD[::7, 2] = 0.0
+    expected = [tuning_set.evaluate(weights_D) for weights_D in weights_BD]
+    assert tuning_set.evaluate_many(weights_BD).tolist() == expected
 
 
 @pytest.mark.filterwarnings("ignore:fewer than 10 speakers")
