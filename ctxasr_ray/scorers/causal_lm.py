@@ -29,13 +29,13 @@ class CausalLmConfig:
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"hypotheses": ("hypotheses",)}
     WRITES: ClassVar[str] = "scores"
 
-    model: str
-    """Hugging Face directory or hub id; safetensors only."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
-    adapter: str | None = None
+    model: str = field(metadata={"identity": False})
+    """Hugging Face directory or hub id; safetensors only. Its fingerprint is in the hash, not its place."""
+    revision: str | None = field(default=None, metadata={"identity": False})
+    """Branch, tag or commit of a hub id; its commit is in the fingerprint."""
+    adapter: str | None = field(default=None, metadata={"identity": False})
     """PEFT adapter on top (LoRA and the like, no learned prompts): directory or hub id."""
-    adapter_revision: str | None = None
+    adapter_revision: str | None = field(default=None, metadata={"identity": False})
     """Branch, tag or commit of the adapter's hub id."""
     source: str = "causal_lm"
     """Name of the scores; fusion weights are found per source."""

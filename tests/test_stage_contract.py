@@ -1,0 +1,183 @@
+"""What every per-shard stage keeps, one test per promise: schema, ids, order, empty lists, single rows, slices.
+
+A new stage is one more entry of `STAGES`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+from test_scorer_causal_lm import bpe, saved
+from tiny_ctc import make, noise
+
+from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.fusion.log_linear import LogLinearConfig
+from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
+from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
+from ctxasr_ray.metrics.oracle import OracleConfig
+from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
+from ctxasr_ray.schema import conform
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.stage import Costs, StageConfig
+
+World = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage, the names of the tables that it is called with, and the numbers it may only repeat to a tolerance."""
+
+    config: Callable[[World], StageConfig]
+    inputs: tuple[str, ...]
+    tolerance: float = 0.0
+
+
+STAGES = {
+    "ctc": Case(
+        lambda w: CtcConfig(model=w["ctc"], beam_size=8, num_hypotheses=4, batch_size=2), ("utterances",), 1e-4
+    ),
+    "causal_lm": Case(lambda w: CausalLmConfig(model=w["lm"]), ("hypotheses",), 1e-4),
+    "nbest_errors": Case(lambda w: NbestErrorsConfig(), ("hypotheses", "utterances")),
+    "log_linear/first_pass": Case(lambda w: LogLinearConfig(), ("hypotheses",)),
+    "log_linear": Case(
+        lambda w: LogLinearConfig(weights={"ctc": 1.0, "causal_lm": 0.5, "length_bonus": 0.1}), ("hypotheses", "scores")
+    ),
+    "error_rate": Case(lambda w: ErrorCountsConfig(), ("utterances", "transcripts")),
+    "oracle": Case(lambda w: OracleConfig(), ("nbest_errors",)),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Five utterances: two recordings, a silent one, one that is not audio, one without a reference."""
+    folder = tmp_path_factory.mktemp("world")
+    samples = {"a": noise(1, 1.0), "b": noise(2, 0.7), "silent": np.zeros(8000, np.float32), "unheard": noise(3, 0.5)}
+    for name, wave in samples.items():
+        soundfile.write(folder / f"{name}.wav", wave, 16000)
+    (folder / "broken.wav").write_bytes(b"no audio at all")
+    ids = ["a", "b", "silent", "broken", "unheard"]
+    references = ["call anna at noon", "stop", "wait", "never heard", None]
+    utterances = pa.Table.from_pylist(
+        [
+            {
+                "utterance_id": id_,
+                "corpus": "made",
+                "split": "dev",
+                "audio_uri": str(folder / f"{id_}.wav"),
+                "start_s": 0.0,
+                "reference": reference,
+            }
+            for id_, reference in zip(ids, references, strict=True)
+        ]
+    )
+    texts = [["call anna at noon", "call hannah at noon", ""], ["stop"], [], None, ["so", "so"]]
+    nbests = [
+        NBest(utterance_id=id_, error_type="audio", error="not audio")
+        if own is None
+        else NBest(
+            utterance_id=id_,
+            hypotheses=[
+                Hypothesis(text=t, scores=[Score(source="ctc", kind="log_prob", log_prob=-1.0 - i)])
+                for i, t in enumerate(own)
+            ],
+        )
+        for id_, own in zip(ids, texts, strict=True)
+    ]
+    made: dict[str, Any] = {
+        "ctc": str(make("parakeet-4x", folder / "ctc")),
+        "lm": saved(folder / "lm", bpe())[0],
+        "utterances": conform(utterances, "utterances"),
+        "hypotheses": hypotheses_table(nbests),
+    }
+    for name in ("causal_lm", "nbest_errors", "log_linear"):
+        config = STAGES[name].config(made)
+        made[config.WRITES] = called(config, [made[table] for table in STAGES[name].inputs])
+    return made
+
+
+def called(config: StageConfig, tables: list[pa.Table]) -> pa.Table:
+    """The stage on exactly the columns that its config declares to read, as an executor calls it."""
+    names = {"hypotheses": "hypotheses", "sources": "scores", "audio_uri": "utterances", "text": "transcripts"}
+    handed = []
+    for table in tables:
+        kind = next((names[c] for c in table.column_names if c in names), "nbest_errors")
+        handed.append(table.select(["utterance_id", *config.READS[kind]]))
+    return config.build()(*handed, costs=Costs())
+
+
+def assert_same(got: Any, expected: Any, tolerance: float) -> None:
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys()
+        for key in expected:
+            assert_same(got[key], expected[key], tolerance)
+    elif isinstance(expected, list):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected, strict=True):
+            assert_same(one, other, tolerance)
+    elif isinstance(expected, float) and tolerance:
+        assert got == pytest.approx(expected, abs=tolerance)
+    else:
+        assert got == expected
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_rows_and_order_are_those_of_the_input(world: World, name: str) -> None:
+    case = STAGES[name]
+    config = case.config(world)
+    tables = [world[table] for table in case.inputs]
+    order = [4, 2, 0, 3, 1]
+    out = called(config, [table.take(order) for table in tables])
+    assert out.equals(conform(out, config.WRITES))
+    assert out["utterance_id"].to_pylist() == ["unheard", "silent", "a", "broken", "b"]
+    straight = called(config, tables)
+    assert_same(out.to_pylist(), straight.take(order).to_pylist(), case.tolerance)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_row_alone_says_what_it_says_among_others(world: World, name: str) -> None:
+    case = STAGES[name]
+    config = case.config(world)
+    tables = [world[table] for table in case.inputs]
+    together = called(config, tables).to_pylist()
+    alone = [called(config, [table.slice(row, 1) for table in tables]).to_pylist() for row in range(5)]
+    assert_same([row for one in alone for row in one], together, case.tolerance)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_slice_of_a_table_is_read_from_where_it_starts(world: World, name: str) -> None:
+    case = STAGES[name]
+    config = case.config(world)
+    tables = [world[table] for table in case.inputs]
+    whole = called(config, tables)
+    assert_same(
+        called(config, [table.slice(1, 3) for table in tables]).to_pylist(),
+        whole.slice(1, 3).to_pylist(),
+        case.tolerance,
+    )
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_rows_give_no_rows(world: World, name: str) -> None:
+    case = STAGES[name]
+    config = case.config(world)
+    out = called(config, [world[table].slice(0, 0) for table in case.inputs])
+    assert out.num_rows == 0
+    assert out.schema.equals(conform(out, config.WRITES).schema)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_config_is_an_identity_and_a_table_name(world: World, name: str) -> None:
+    from ctxasr_ray.schema import TABLES
+    from ctxasr_ray.stage import identity
+
+    config = STAGES[name].config(world)
+    assert isinstance(config, StageConfig)
+    assert config.WRITES in TABLES
+    assert all(set(columns) <= set(TABLES[table].names) for table, columns in config.READS.items())
+    assert identity(config)["type"] == type(config).__name__
+    assert str(Path(world["ctc"]).parent) not in str(identity(config)), "a model is its digest, wherever it lies"
