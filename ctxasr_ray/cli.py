@@ -176,9 +176,7 @@ def _spoken(config: SyntheticConfig) -> Path:
     from ctxasr_ray.identity import digest
     from ctxasr_ray.stage import identity
 
-    folder = Path("runs/corpora") / f"synthetic-{digest(identity(config))[:16]}"
-    made = folder / synthetic.MANIFEST
-    return made if made.is_file() else synthetic.prepare(config, folder)
+    return synthetic.prepare(config, Path("runs/corpora") / f"synthetic-{digest(identity(config))[:16]}")
 
 
 def _plan(words: list[str]) -> int:
