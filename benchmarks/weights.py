@@ -132,7 +132,11 @@ def main() -> None:
     assert abs(tuning_set.evaluate(np.array([1.0, position, 0.0, 0.0])) - value) < 1e-12
     losses = count_losses()
 
-    line = interleaved(lambda: grid_line(tuning_set, START, 1), lambda: exact_line(tuning_set, START, 1))
+    axes = range(1, SOURCES)
+    line = interleaved(
+        lambda: [grid_line(tuning_set, START, axis) for axis in axes],
+        lambda: [exact_line(tuning_set, START, axis) for axis in axes],
+    )
     descent = interleaved(lambda: grid_descent(tuning_set), lambda: exact_descent(tuning_set), rounds=3)
     evaluations = interleaved(lambda: optuna_study(tuning_set), lambda: tuning_set.evaluate_many(points), rounds=3)
 
@@ -158,7 +162,12 @@ def main() -> None:
                 goal=">= 5",
                 unit="x",
                 peer=f"{GRID}-point grid in numpy",
-                counters={**line.counters(), "corners": corners.num_corners, "changes": len(corners.positions)},
+                counters={
+                    **line.counters(),
+                    "lines_per_call": len(axes),
+                    "corners": corners.num_corners,
+                    "changes": len(corners.positions),
+                },
             ),
             Figure(
                 name="weights_descent_over_grid",

@@ -447,10 +447,22 @@ def test_bounds_without_room_or_end_are_refused_at_construction(bounds: tuple[fl
         WeightsConfig(bounds={"lm": bounds})
 
 
+def test_short_names_of_objectives_are_written_out() -> None:
+    terms = parse_objective("0.5*wer + keyword_f1_loss + 2*cer|character|mandarin|all", "basic")
+    assert [str(term) for term in terms] == [
+        "0.5*wer|word|basic|all",
+        "f1_loss|word|basic|keyword",
+        "2.0*cer|character|mandarin|all",
+    ]
+    assert parse_objective(" + ".join(map(str, terms))) == terms
+
+
 @pytest.mark.parametrize(
     "objective",
     [
-        "wer",
+        "mer",
+        "",
+        "wer wer",
         "wer|word|basic",
         "mer|word|basic|all",
         "wer|character|basic|all",

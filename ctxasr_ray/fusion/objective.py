@@ -6,6 +6,7 @@ Shapes: U utterances, H hypotheses, M counts, T terms.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +17,22 @@ import pyarrow.compute as pc
 
 from ctxasr_ray.schema import ContractError
 
-METRICS: Final = ("wer", "cer", "f1_loss")
-_TERM: Final = re.compile(r"(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?(\w+)\|(\w+)\|([\w.-]+)\|(\w+)")
+UNITS: Final[Mapping[str, tuple[str, ...]]] = {
+    "wer": ("word",),
+    "cer": ("character",),
+    "f1_loss": ("word", "character"),
+}
+"""Metric -> the units it counts in. f1_loss is 1 - F1."""
+SHORT_NAMES: Final[Mapping[str, tuple[str, str, str]]] = {
+    "wer": ("wer", "word", "all"),
+    "cer": ("cer", "character", "all"),
+    "biased_wer": ("wer", "word", "biased"),
+    "unbiased_wer": ("wer", "word", "unbiased"),
+    "rare_wer": ("wer", "word", "rare"),
+    "keyword_f1_loss": ("f1_loss", "word", "keyword"),
+}
+"""Name -> metric, unit and word class."""
+_TERM: Final = re.compile(r"(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([\w.|-]+)")
 _F1_COUNTS: Final = ("true_positives", "false_positives", "false_negatives")
 
 
@@ -32,39 +47,47 @@ class Term:
     word_class: str
     weight: float = 1.0
 
+    def __str__(self) -> str:
+        name = f"{self.metric}|{self.unit}|{self.normaliser}|{self.word_class}"
+        return name if self.weight == 1 else f"{self.weight!r}*{name}"
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The per-hypothesis counts in NBEST_ERRORS that the term adds up."""
         return _F1_COUNTS if self.metric == "f1_loss" else ("errors",)
 
 
-def parse_objective(objective: str) -> tuple[Term, ...]:
-    """Reads "metric|unit|normaliser|word_class", or a weighted sum such as "0.7*wer|... + 0.3*f1_loss|...".
+def parse_objective(objective: str, normaliser: str = "whisper_english") -> tuple[Term, ...]:
+    """Reads a sum of terms: short names such as "wer" or "0.7*wer + 0.3*keyword_f1_loss", or full ones.
+
+    Args:
+        objective: Terms joined by " + ", each "[weight*]name" with a name of `SHORT_NAMES`, or
+            "[weight*]metric|unit|normaliser|word_class" for any counts that NBEST_ERRORS may hold.
+        normaliser: Of the short names.
 
     Raises:
-        ValueError: another form, a metric that is not one of `METRICS`, or a unit that is not the metric's.
+        ValueError: another form, an unknown name, or a unit that is not the metric's.
     """
     terms = []
     for part in objective.split(" + "):
         match = _TERM.fullmatch(part.strip())
-        if match is None:
+        name = match[2].split("|") if match else []
+        if len(name) == 1 and name[0] in SHORT_NAMES:
+            metric, unit, word_class = SHORT_NAMES[name[0]]
+            name = [metric, unit, normaliser, word_class]
+        if match is None or len(name) != 4:
             raise ValueError(
-                f"objective '{objective}': '{part}' is not '[weight*]metric|unit|normaliser|word_class', "
-                "for example 'wer|word|whisper_english|all'; terms are joined by ' + '."
+                f"objective '{objective}': '{part}' is neither one of {', '.join(SHORT_NAMES)} nor "
+                "'metric|unit|normaliser|word_class'; terms are joined by ' + ' and may have a weight: '0.5*wer'."
             )
-        weight, metric, unit, normaliser, word_class = match.groups()
-        term = Term(
-            metric=metric,
-            unit=unit,
-            normaliser=normaliser,
-            word_class=word_class,
-            weight=1.0 if weight is None else float(weight),
-        )
-        if metric not in METRICS:
-            raise ValueError(f"objective '{objective}': metric '{metric}' is not one of {', '.join(METRICS)}.")
-        if (metric, unit) in (("wer", "character"), ("cer", "word")) or unit not in ("word", "character"):
-            raise ValueError(f"objective '{objective}': metric '{metric}' does not count in unit '{unit}'.")
-        terms.append(term)
+        metric, unit, its_normaliser, word_class = name
+        if UNITS.get(metric) is None or unit not in UNITS[metric]:
+            raise ValueError(
+                f"objective '{objective}': no metric '{metric}' in unit '{unit}'; expected one of "
+                f"{', '.join(f'{m} in {u}' for m, units in UNITS.items() for u in units)}."
+            )
+        weight = 1.0 if match[1] is None else float(match[1])
+        terms.append(Term(metric=metric, unit=unit, normaliser=its_normaliser, word_class=word_class, weight=weight))
     return tuple(terms)
 
 
@@ -131,8 +154,8 @@ def read_counts(
         entry = Entry.find(nbest_errors, term.unit, term.normaliser, term.word_class)
         if entry.reference_lengths.sum() == 0:
             raise ValueError(
-                f"objective '{term.metric}|{term.unit}|{term.normaliser}|{term.word_class}': none of the "
-                f"{len(empty_U)} utterances has a reference for it; tune on a split with references."
+                f"objective '{term}': none of the {len(empty_U)} utterances has a reference for it; tune on a split "
+                "with references."
             )
         references.append(entry.reference_lengths)
         for name in term.columns:

@@ -44,7 +44,8 @@ class WeightsConfig:
     | weights/bootstrap | median of the re-tuned weights | 95 % over resampled blocks of utterances |
     | weights/ties | number of separate optimal stretches along each axis | none |
 
-    Only the first counts as a configuration. The objective value is what was minimised; F1 enters as 1 - F1.
+    Only the first counts as a configuration. `objective` is written out in full, for example
+    "wer|word|whisper_english|all"; its value is what was minimised, so F1 enters as 1 - F1.
     """
 
     NAME: ClassVar[str] = "weights"
@@ -59,14 +60,15 @@ class WeightsConfig:
 
     splits: tuple[str, ...] = ("dev",)
     """Where to tune: dev or train. Test is refused."""
-    objective: str = "wer|word|whisper_english|all"
-    """"metric|unit|normaliser|word_class" with metric wer, cer or f1_loss, or a weighted sum: "0.7*... + 0.3*..."."""
+    objective: str = "wer"
+    """What is minimised on these splits: wer, cer, biased_wer, unbiased_wer, rare_wer, keyword_f1_loss, any
+    "metric|unit|normaliser|word_class" of NBEST_ERRORS, or a weighted sum: "0.7*wer + 0.3*keyword_f1_loss"."""
     fit_length_bonus: bool = True
     """Whether the number of words gets a weight."""
     unit: str = "word"
     """What `length_bonus` counts: word, or character for Chinese and Japanese."""
     normaliser: str = "whisper_english"
-    """How words are normalised before they are counted; NBEST_ERRORS must hold "unit|normaliser|all"."""
+    """How words are normalised before they are counted, for the objective and for `length_bonus`."""
     bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     """Lowest and highest weight by source, relative to the recogniser's 1; None: no end, equal: fixed. Default: not
     negative for log_prob and bonus sources, free for opaque ones and `length_bonus`. Naming "<source>/eos" here
@@ -91,7 +93,7 @@ class WeightsConfig:
         refused = [s for s in self.splits if s not in ("dev", "train")]
         if refused or not self.splits:
             raise ValueError(f"weights: splits {self.splits}; tune on dev (or train), never on what is reported.")
-        parse_objective(self.objective)
+        parse_objective(self.objective, self.normaliser)
         text.versioned(self.normaliser)
         for name, bounds in self.bounds.items():
             ends = [end for end in bounds if end is not None]
@@ -166,12 +168,13 @@ class Weights:
         for name in ("num_lines", "num_corners", "num_cells"):
             costs.count(name, getattr(best.work, name))
         parents = ["hypotheses", *(f"scores:{s}" for t in inputs.scores for s in _sources(t)), "nbest_errors"]
+        objective = " + ".join(map(str, parse_objective(config.objective, config.normaliser)))
         fits = [
             {
                 "name": config.fit_name + suffix,
                 "values": list(zip(best.names, values, strict=True)),
                 "interval": list(zip(best.names, intervals, strict=True)) if intervals else [],
-                "objective": config.objective,
+                "objective": objective,
                 "objective_value": objective_value,
                 "split": "+".join(config.splits),
                 "parents": parents,
@@ -208,7 +211,9 @@ def read_tuning_set(config: WeightsConfig, inputs: Inputs) -> tuple["TuningSet",
     if LENGTH_BONUS in names:
         entry = Entry.find(inputs.nbest_errors, config.unit, config.normaliser, "all")
         num_units_H = entry.parallel("num_units", flat.offsets, flat.utterance_ids)
-    counts = read_counts(inputs.nbest_errors, flat.offsets, flat.utterance_ids, parse_objective(config.objective))
+    counts = read_counts(
+        inputs.nbest_errors, flat.offsets, flat.utterance_ids, parse_objective(config.objective, config.normaliser)
+    )
     tuning_set = TuningSet(features(matrix, names, num_units_H), counts)
     return tuning_set, _bounds(config, matrix, names)
 
