@@ -121,6 +121,12 @@ class Counts:
     deletions: npt.NDArray[np.int64]
     insertions: npt.NDArray[np.int64]
 
+    @classmethod
+    def joined(cls, parts: Sequence["Counts"]) -> "Counts":
+        """The counts of several calls, one after the other."""
+        names = ("hits", "substitutions", "deletions", "insertions")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
     @property
     def reference_length(self) -> npt.NDArray[np.int64]:
         """(P,) units of each reference."""

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.metrics.counts import METRICS, MetricCounts, errors_table, same_rows
+from ctxasr_ray.metrics.counts import METRICS, PAIRS_PER_STEP, MetricCounts, errors_table, same_rows
 from ctxasr_ray.stage import Costs, Resources, Stage
 
 
@@ -113,11 +113,16 @@ def biased_metrics(
         common: Normalised words that are never biased.
     """
     counted = np.array([r is not None and k is not None for r, k in zip(references, keywords, strict=True)], bool)
-    known = text.units(["" if r is None else r for r in references], normaliser, "word")
-    heard = text.units([h if ok else "" for h, ok in zip(hypotheses, counted, strict=True)], normaliser, "word")
-    reference_units, hypothesis_units = align.encode("word", known, heard)
-    edits = align.edits(reference_units, hypothesis_units, alignment)
-    words = [keyword_words(phrases, normaliser, common) for phrases in keywords]
+    known = ["" if r is None else r for r in references]
+    said = [h if ok else "" for h, ok in zip(hypotheses, counted.tolist(), strict=True)]
+    parts = []
+    for start in range(0, len(known), PAIRS_PER_STEP) or (0,):
+        step = slice(start, start + PAIRS_PER_STEP)
+        sides = [text.units(side[step], normaliser, "word") for side in (known, said)]
+        reference_units, hypothesis_units = align.encode("word", *sides)
+        edits = align.edits(reference_units, hypothesis_units, alignment)
+        words = [keyword_words(phrases, normaliser, common) for phrases in keywords[step]]
+        parts.append(biased_counts(sides[0], sides[1], words, edits))
     return [
         MetricCounts(
             metric=metric,
@@ -126,11 +131,9 @@ def biased_metrics(
             word_class=METRICS[metric][1],
             alignment=alignment,
             counted=counted,
-            counts=counts,
+            counts=align.Counts.joined([part[k] for part in parts]),
         )
-        for metric, counts in zip(
-            ("biased_wer", "unbiased_wer"), biased_counts(known, heard, words, edits), strict=True
-        )
+        for k, metric in enumerate(("biased_wer", "unbiased_wer"))
     ]
 
 

@@ -22,6 +22,8 @@ METRICS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """Metric name -> (unit, word class)."""
 METRIC_NAMES: Final[Mapping[tuple[str, str], str]] = {key: name for name, key in METRICS.items()}
+PAIRS_PER_STEP: Final = 1 << 16
+"""Pairs that are aligned in one call, so that a million utterances need little memory and no vocabulary overflows."""
 COUNT_NAMES: Final = ("hits", "substitutions", "deletions", "insertions", "reference_length")
 
 
@@ -140,8 +142,11 @@ def count_metric(
     counted = np.array([r is not None for r in references], bool)
     known = ["" if r is None else r for r in references]
     heard = [h if ok else "" for h, ok in zip(hypotheses, counted.tolist(), strict=True)]
-    units = [text.units(side, normaliser, unit) for side in (known, heard)]
-    reference_units, hypothesis_units = align.encode(unit, *units)
+    parts = []
+    for start in range(0, len(known), PAIRS_PER_STEP) or (0,):
+        sides = [side[start : start + PAIRS_PER_STEP] for side in (known, heard)]
+        reference_units, hypothesis_units = align.encode(unit, *(text.units(s, normaliser, unit) for s in sides))
+        parts.append(align.count(reference_units, hypothesis_units, alignment))
     return MetricCounts(
         metric=metric,
         unit=unit,
@@ -149,5 +154,5 @@ def count_metric(
         word_class=word_class,
         alignment=alignment,
         counted=counted,
-        counts=align.count(reference_units, hypothesis_units, alignment),
+        counts=align.Counts.joined(parts),
     )

@@ -25,7 +25,7 @@ from ctxasr_ray import text
 from ctxasr_ray.metrics.biased import digest
 from ctxasr_ray.metrics.counts import COUNT_NAMES, MetricCounts, read_errors
 from ctxasr_ray.metrics.coverage import charge_deletions, place, positions
-from ctxasr_ray.metrics.significance import Blocks, Comparison, choose_blocks, compare
+from ctxasr_ray.metrics.significance import MAX_BLOCKS, Blocks, Comparison, choose_blocks, compare
 from ctxasr_ray.schema import RESULTS, ContractError, conform
 from ctxasr_ray.stage import Costs, Resources, Stage
 
@@ -233,7 +233,7 @@ class _Summary:
             "delta_ci_low": number(result.delta_ci_low) if compared else None,
             "delta_ci_high": number(result.delta_ci_high) if compared else None,
             "p_value": number(result.p_value) if compared else None,
-            "num_blocks": blocks.num_blocks,
+            "num_blocks": min(blocks.num_blocks, MAX_BLOCKS),
             "signature": signature(
                 metric,
                 split=name[0],
@@ -276,8 +276,9 @@ def _counts(
     metric: MetricCounts, system: _System, counted: npt.NDArray[np.bool_], unreferenced: npt.NDArray[np.bool_]
 ) -> dict[str, int]:
     sums = {name: int(getattr(metric.counts, name)[counted].sum()) for name in COUNT_NAMES}
+    if metric.word_class == "all":
+        sums["empty_references"] = int((metric.counts.reference_length[counted] == 0).sum())
     return sums | {
-        "empty_references": int((metric.counts.reference_length[counted] == 0).sum()),
         "unreferenced_utterances": int(unreferenced.sum()),
         "missing_utterances": int((system.missing[metric.metric] & counted).sum()),
         "extra_utterances": system.num_extra[metric.metric],
