@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,8 +20,8 @@ proxy = pytest.fixture(object_storage)
 
 
 @pytest.fixture
-def root(proxy: Proxy) -> Iterator[str]:
-    yield f"s3://{BUCKET}/run"
+def root(proxy: Proxy) -> str:
+    return f"s3://{BUCKET}/run"
 
 
 def prepared(root: str | Path, num: int = 12) -> tuple[Store, list[Shard]]:
