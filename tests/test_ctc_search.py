@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from real import real
 from ctxasr_ray.search.ctc_alignment import ctc_alignments, entropies
 from ctxasr_ray.search.ctc_beam import CtcBeamSearch
 from ctxasr_ray.search.ctc_forced import ctc_forward_score, ctc_forward_scores
+from ctxasr_ray.search.ctc_state import compiled
 
 UNBOUNDED = {
     "beam_size": 5000,
@@ -287,6 +289,12 @@ def test_entropies_are_those_of_the_whole_frame() -> None:
     log_probs = np.log(np.asarray([[0.25] * 4, [1.0, 1e-300, 1e-300, 1e-300]]))
     log_probs[1, 3] = -math.inf
     assert entropies(log_probs) == pytest.approx([math.log(4), 0.0])
+
+
+def test_kernels_compile_where_no_cache_can_be_written() -> None:
+    scope: dict[str, Any] = {}
+    exec("def twice(a):\n    return 2 * a", scope)  # code without a file has no place for a cache
+    assert compiled(scope["twice"])(21) == 42
 
 
 @pytest.mark.parametrize("beam_size", [10, 100])

@@ -18,7 +18,7 @@ from ctxasr_ray.models.ctc_vocabulary import vocabulary
 from ctxasr_ray.nbest import NBest, read_nbest
 from ctxasr_ray.schema import TABLES
 from ctxasr_ray.search.ctc_forced import ctc_forward_score
-from ctxasr_ray.stage import Costs, StageConfig, identity
+from ctxasr_ray.stage import Costs, Resources, StageConfig, identity
 
 torch.set_num_threads(1)
 LENGTHS_S = (0.3, 0.77, 1.4, 1.4, 2.0)
@@ -72,6 +72,29 @@ def test_log_probs_do_not_depend_on_the_batch(family: str, tmp_path: Path) -> No
         assert len(one) * model.frame_duration_s == pytest.approx(len(waveform) / 16000, abs=0.1)
         np.testing.assert_allclose(batched, one, atol=1e-4)  # float32 sums in another order; a wrong mask costs > 0.5
         np.testing.assert_allclose(np.exp(one.astype(np.float64)).sum(axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["parakeet-4x", "wav2vec2-conformer"])
+def test_half_precision_is_close_and_does_not_hide_what_padding_does(family: str, dtype: str, tmp_path: Path) -> None:
+    path = str(tiny_ctc.make(family, tmp_path))
+    half, full = CtcModel(resolve(path), dtype=dtype), CtcModel(resolve(path))
+    waveform = tiny_ctc.noise(0, 1.5)
+    got, expected = half.log_probs([waveform])[0], full.log_probs([waveform])[0]
+    assert got.dtype == np.float32
+    assert np.abs(got - expected).mean() < 0.1
+    assert half.pads_safely == full.pads_safely == (family in PADDED)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", ["parakeet-4x", "wav2vec2", "wav2vec2-group-norm"])
+def test_a_gpu_gives_the_log_probs_of_the_cpu(family: str, tmp_path: Path) -> None:
+    path = str(tiny_ctc.make(family, tmp_path))
+    waveforms = [tiny_ctc.noise(n, seconds) for n, seconds in enumerate(LENGTHS_S)]
+    expected = CtcModel(resolve(path)).log_probs(waveforms)
+    for got, one in zip(CtcModel(resolve(path), device="cuda").log_probs(waveforms), expected, strict=True):
+        np.testing.assert_allclose(got, one, atol=0.05)  # TF32 in convolutions
 
 
 def test_a_family_that_padding_changes_would_be_wrong_by_nats(tmp_path: Path) -> None:
@@ -133,7 +156,8 @@ def test_tables_do_not_depend_on_batch_size_threads_or_slices(
     config = CtcConfig(model=str(tiny_ctc.make(family, tmp_path)), beam_size=10, num_hypotheses=10, batch_size=1)
     table = utterances(recordings)
     expected, _ = run(config, table)
-    other = CtcConfig(model=config.model, beam_size=10, num_hypotheses=10, batch_size=4)
+    threads = Resources(num_cpus=3)
+    other = CtcConfig(model=config.model, beam_size=10, num_hypotheses=10, batch_size=4, resources=threads)
     for got in (run(other, table)[0], [run(config, table.slice(n, 1))[0][0] for n in range(len(recordings))]):
         for a, b in zip(expected, got, strict=True):
             assert [h.text for h in a.hypotheses] == [h.text for h in b.hypotheses]

@@ -14,9 +14,10 @@ from ctxasr_ray.models.ctc_vocabulary import Vocabulary, vocabulary
 
 Waveform = npt.NDArray[np.float32]
 
-PADDING_TOLERANCE: Final = 1e-2
-"""Largest change of a log-prob, in nats, that padding may make at load for utterances of different lengths to share a
-batch. float32 changes below 1e-4, bfloat16 about 1e-2; a model that ignores its mask changes by 0.1 to 10."""
+PADDING_TOLERANCE: Final = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
+"""Largest change (root mean square, relative to the spread of the log-probs) that padding may make at load for
+utterances of different lengths to share a batch. Measured on tiny models of 13 families: a right mask changes 1e-6 in
+float32 and at most 0.005 in bfloat16, a model that ignores its mask somewhere changes 0.04 to 0.7."""
 _PROBE_S: Final = (1.0, 3.0)
 
 
@@ -50,6 +51,7 @@ class CtcModel:
         self._name = checkpoint.name
         self._torch = torch
         self._model = load_model(AutoModelForCTC, checkpoint, dtype=getattr(torch, dtype)).to(device)
+        self._tolerance = PADDING_TOLERANCE[dtype]
         self._device, self._dtype = torch.device(device), getattr(torch, dtype)
         try:
             self._extractor = AutoFeatureExtractor.from_pretrained(
@@ -152,8 +154,7 @@ class CtcModel:
         inputs_per_s = (int(features[1][1].sum()) - int(features[0][1].sum())) / seconds
         frame_duration_s = many / int(lengths[1] - lengths[0]) / inputs_per_s
         together = self._forward(features)
-        same = all(
-            a.shape == b.shape and float(np.abs(a - b).max(initial=0.0)) <= PADDING_TOLERANCE
-            for a, b in zip(alone, together, strict=True)
-        )
-        return same, frame_duration_s
+        if any(a.shape != b.shape for a, b in zip(alone, together, strict=True)):
+            return False, frame_duration_s
+        change = np.sqrt(np.mean((alone[0] - together[0]) ** 2)) / alone[0].std()
+        return bool(change <= self._tolerance), frame_duration_s

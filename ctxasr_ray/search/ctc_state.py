@@ -22,9 +22,14 @@ STAY: Final = -1
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compiles once per machine, keeps the result on disk, and runs without the interpreter's lock.
 
-    A kernel calls kernels of its own file only: numba's cache notices changes of that file, not of others.
+    A kernel calls kernels of its own file only: numba's cache notices changes of that file, not of others. Where
+    nothing can be written, neither beside the file nor in the user's cache, every process compiles anew.
     """
-    kernel: Callable[P, R] = numba.njit(cache=True, nogil=True)(function)
+    kernel: Callable[P, R]
+    try:
+        kernel = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # "no locator available"
+        kernel = numba.njit(nogil=True)(function)
     return kernel
 
 
