@@ -3,12 +3,16 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForCausalLM,
@@ -28,7 +32,7 @@ from ctxasr_ray.training.assets import ASSETS, DIGESTS, ship
 from ctxasr_ray.training.augment import SpecAugment
 from ctxasr_ray.training.config import Task, TrainingConfig
 from ctxasr_ray.training.ctc import CtcTask
-from ctxasr_ray.training.joint import JointTask
+from ctxasr_ray.training.joint import JointTask, greedy
 from ctxasr_ray.training.language import LanguageModelTask
 from ctxasr_ray.training.loop import TrainingDivergedError, run
 from ctxasr_ray.training.publish import digests
@@ -249,14 +253,36 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(make: object, tmp_p
         run(dying, tmp_path / "killed")
     (tmp_path / "killed" / "config.json").write_text((tmp_path / "whole" / "config.json").read_text())
     resumed = run(config, tmp_path / "killed")
-    from safetensors.torch import load_file
-
-    weights = [load_file(p.parent / "checkpoint.safetensors") for p in (whole, resumed)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=0, msg=f"{name}, killed after {steps}")
+    same_weights(whole, resumed, f"killed after {steps} steps")
     figures = [json.loads((p.parent / "training.json").read_text())["figures"] for p in (whole, resumed)]
     assert figures[0] == figures[1]
+
+
+def same_weights(one: Path, two: Path, what: str) -> None:
+    weights = [load_file(model.parent / "checkpoint.safetensors") for model in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=0, msg=f"{name}, {what}")
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_loses_nothing_but_time(tmp_path: Path) -> None:
+    config = tone_ctc(num_steps=80)
+    whole = run(config, tmp_path / "whole")
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training import tone_ctc\nfrom ctxasr_ray.training.loop import run\n"
+        f"run(tone_ctc(num_steps=80), {str(tmp_path / 'killed')!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "killed" / "checkpoint.safetensors").exists():
+        assert process.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.01)
+    time.sleep(float(np.random.default_rng().uniform(0, 1)))
+    process.kill()
+    assert process.wait() != 0, "it finished before it was killed; give it more steps"
+    assert not (tmp_path / "killed" / "training.json").exists()
+    same_weights(whole, run(config, tmp_path / "killed"), "killed by SIGKILL")
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
@@ -279,8 +305,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> 
         run(broken, tmp_path)
     kept = tmp_path / "checkpoint.safetensors"
     if kept.exists():
-        from safetensors.torch import load_file
-
         assert all(bool(t.isfinite().all()) for t in load_file(kept).values())
 
 
@@ -439,7 +463,5 @@ def test_the_shipped_attention_model_hears_with_transformers_alone_what_it_hears
         theirs = model.generate(inputs, num_beams=1, do_sample=False)
         recogniser = attention.load(checkpoint.resolve(str(directory)))
         features_BMF, _ = recogniser.features(samples)
-        from ctxasr_ray.training.joint import greedy
-
         ours = greedy(recogniser, recogniser.encode(features_BMF), 96)
     assert AutoTokenizer.from_pretrained(directory).decode(theirs[0], skip_special_tokens=True).strip() == ours[0]

@@ -136,6 +136,7 @@ def save_head(head: "torch.nn.Linear", path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().half().contiguous() for name, tensor in head.state_dict().items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _load_head(path: Path, model: Any) -> "torch.nn.Linear | None":

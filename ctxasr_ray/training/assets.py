@@ -32,8 +32,6 @@ def ship(run: Path, name: str, assets: Path = ASSETS) -> None:
     target = assets / name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run / "model", target)
-    for path in target.iterdir():
-        path.chmod(0o644)
     shipped = {"training": json.loads(result.read_text("utf-8")), "files": digests(target)}
     del shipped["training"]["digests"]
     path = assets / DIGESTS

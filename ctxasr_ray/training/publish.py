@@ -38,6 +38,7 @@ def publish(model: Any, directory: Path, *, tokenizer: Any, extractor: Any = Non
         if name not in tied
     }
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
 
 
 def digests(directory: Path) -> dict[str, str]:
