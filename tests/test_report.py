@@ -30,10 +30,12 @@ from rich.console import Console
 
 from ctxasr_ray.report import cells, figures, frames, tables
 from ctxasr_ray.report.changes import Changes, audio_source, most_changed
+from ctxasr_ray.report.comparison import compare
 from ctxasr_ray.report.costs import by_step
 from ctxasr_ray.report.fits import fitted_chart, fitted_values
 from ctxasr_ray.report.markdown import results_markdown
 from ctxasr_ray.report.page import json_for_script, way_of, write_report
+from ctxasr_ray.report.slices import slices
 from ctxasr_ray.schema import TABLES, ContractError
 
 
@@ -389,18 +391,18 @@ def test_fits_without_companions_or_intervals_are_shown_and_not_drawn() -> None:
 # -- changed utterances
 
 
-def compare(references: Sequence[str | None], systems: dict[str, list[str]], **more: Any) -> Changes:
+def changes(references: Sequence[str | None], systems: dict[str, list[str]], **more: Any) -> Changes:
     rows = made_utterances(len(references)).to_pylist()
     for row, reference in zip(rows, references, strict=True):
         row["reference"] = reference
     utterances = pa.Table.from_pylist(rows, schema=made_utterances(1).schema)
     ids = [row["utterance_id"] for row in rows]
     transcripts = {name: made_transcripts(ids, texts) for name, texts in systems.items()}
-    return most_changed(utterances, transcripts, directory=Path(), normaliser="basic", **more)
+    return most_changed(compare(utterances, transcripts, normaliser="basic"), directory=Path(), **more)
 
 
 def test_sums_count_every_utterance_and_the_largest_change_comes_first() -> None:
-    found = compare(
+    found = changes(
         ["a b c", "a b c", "a b c", "a b c", None],
         {"first": ["a b c", "a x y", "x y z", "a b x", "?"], "second": ["a b", "a b y", "a b c", "a b y", "?"]},
     )
@@ -411,14 +413,14 @@ def test_sums_count_every_utterance_and_the_largest_change_comes_first() -> None
 
 
 def test_words_are_compared_after_normalising_and_raw_text_is_kept() -> None:
-    found = compare(["Hello, World!"], {"first": ["hello world"]})
+    found = changes(["Hello, World!"], {"first": ["hello world"]})
     (heard,) = found.utterances[0]["systems"]
     assert heard["errors"] == 0
     assert found.utterances[0]["reference"] == "Hello, World!"
 
 
 def test_deletions_substitutions_and_insertions_stand_where_they_happen() -> None:
-    found = compare(["a b c"], {"first": ["a x q c d"]})
+    found = changes(["a b c"], {"first": ["a x q c d"]})
     (heard,) = found.utterances[0]["systems"]
     assert heard["heard"][0] == "a"
     assert heard["heard"][2] == "c"
@@ -438,7 +440,7 @@ def spoken(heard: dict[str, Any]) -> list[str]:
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))
 def test_the_aligned_words_are_the_hypothesis_in_its_order(reference: list[str], hypothesis: list[str]) -> None:
-    found = compare([" ".join(reference)], {"first": [" ".join(hypothesis)]})
+    found = changes([" ".join(reference)], {"first": [" ".join(hypothesis)]})
     assert spoken(found.utterances[0]["systems"][0]) == hypothesis
 
 
@@ -449,7 +451,7 @@ def test_a_missing_row_and_a_failed_row_are_named_and_charged() -> None:
         "first": made_transcripts(ids, utterances["reference"].to_pylist(), failed=frozenset(ids[:1])),
         "second": made_transcripts(ids[1:], utterances["reference"].to_pylist()[1:]),
     }
-    found = most_changed(utterances, transcripts, directory=Path(), normaliser="basic")
+    found = most_changed(compare(utterances, transcripts, normaliser="basic"), directory=Path())
     failed = next(u for u in found.utterances if u["id"] == ids[0])
     assert failed["systems"][0]["error"].endswith("zero-length file")
     assert failed["systems"][1]["error"] == "this system has no row for the utterance"
@@ -458,7 +460,7 @@ def test_a_missing_row_and_a_failed_row_are_named_and_charged() -> None:
 
 
 def test_the_page_says_how_many_of_how_many_it_holds() -> None:
-    found = compare(["a b"] * 30, {"first": ["a"] * 30, "second": ["a b"] * 30}, max_utterances=10)
+    found = changes(["a b"] * 30, {"first": ["a"] * 30, "second": ["a b"] * 30}, max_utterances=10)
     assert len(found.utterances) == 10
     assert found.notes[0] == "This page holds the 10 most changed of 30 utterances with a reference."
     assert found.pairs == [[0, 1, 30, 0, 0, 0]]
@@ -471,12 +473,45 @@ def test_every_pair_of_systems_finds_its_own_changes_on_the_page() -> None:
         "second": ["x y z w"] * 30 + ["a b c d"] * 10,
         "third": ["a b c d"] * 39 + ["a b c x"],
     }
-    found = compare(references, systems, max_utterances=6)
+    found = changes(references, systems, max_utterances=6)
     assert "utt-00039" in {u["id"] for u in found.utterances}
 
 
+def test_the_most_frequent_errors_are_counted_for_every_system() -> None:
+    found = changes(["a b c", "a b d", "x"], {"first": ["a q c", "a q d e", "x"], "second": ["a c", "a q d", "x"]})
+    assert ["sub", "b", "q", [2, 1]] in found.confusions
+    assert ["ins", "", "e", [1, 0]] in found.confusions
+    assert ["del", "b", "", [0, 1]] in found.confusions
+    assert len(found.confusions) == 3
+
+
+def test_a_failed_row_with_a_text_still_counts_as_all_deleted() -> None:
+    utterances = made_utterances(2)
+    ids = utterances["utterance_id"].to_pylist()
+    table = made_transcripts(ids, utterances["reference"].to_pylist(), failed=frozenset(ids[:1]))
+    table = table.set_column(1, table.schema.field("text"), [utterances["reference"].to_pylist()])
+    compared = compare(utterances, {"first": table}, normaliser="basic")
+    assert compared.errors.tolist() == [[compared.num_words[0], 0]]
+
+
+def test_slices_add_up_errors_and_words_and_leave_out_names() -> None:
+    rows = made_utterances(30).to_pylist()
+    for index, row in enumerate(rows):
+        row["split"] = "test"
+        row["attributes"] = [("snr_db", ["10", "5", "clean"][index % 3]), ("voice", f"voice-{index}")]
+    utterances = pa.Table.from_pylist(rows, schema=made_utterances(1).schema)
+    said = ["" if index % 3 == 1 else row["reference"] for index, row in enumerate(rows)]
+    ids = [row["utterance_id"] for row in rows]
+    (chart,) = slices(compare(utterances, {"first": made_transcripts(ids, said)}, normaliser="basic"))
+    assert chart.name == "slice_snr_db"
+    axes = chart.figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5\nN = 10", "10\nN = 10", "clean\nN = 10"]
+    assert axes.lines[0].get_ydata() == pytest.approx([100.0, 0.0, 0.0])
+    assert axes.get_xlabel() == "SNR (dB)"
+
+
 def test_right_to_left_and_combining_scripts_stay_whole() -> None:
-    found = compare(["\u0634\u0643\u0631\u0627 \u0644\u0643"], {"first": ["\u0634\u0643\u0631\u0627"]})
+    found = changes(["\u0634\u0643\u0631\u0627 \u0644\u0643"], {"first": ["\u0634\u0643\u0631\u0627"]})
     assert found.utterances[0]["systems"][0]["heard"] == ["\u0634\u0643\u0631\u0627", None]
 
 

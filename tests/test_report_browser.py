@@ -105,6 +105,13 @@ def test_swapping_the_systems_swaps_better_and_worse(page: chromium.Page) -> Non
     assert page.run("document.querySelectorAll('.utterance .good').length") == 0
 
 
+def test_frequent_errors_are_counted_for_both_systems(page: chromium.Page) -> None:
+    found = page.run("[...document.querySelectorAll('.confusion')].map((c) => c.textContent)")
+    assert 0 < len(found) <= 15
+    numbers = [int(text.rpartition(" (")[0].rpartition(" ")[2]) for text in found]
+    assert numbers == sorted(numbers, reverse=True)
+
+
 def test_search_finds_an_utterance_and_more_shows_more(page: chromium.Page) -> None:
     wanted = shown(page)[3]
     choose(page, "#search", wanted.upper())

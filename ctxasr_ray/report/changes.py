@@ -1,4 +1,4 @@
-"""UTTERANCES, TRANSCRIPTS of several systems -> the utterances whose words differ most, aligned and ready to embed.
+"""A comparison of several systems -> the utterances whose words differ most, aligned and ready to embed.
 
 All utterances are counted; only the most changed ones are aligned and kept, so a page stays quick at any size.
 """
@@ -12,15 +12,17 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ctxasr_ray import align, text
+from ctxasr_ray.report.comparison import Comparison, confusions
 
 MAX_UTTERANCES: Final = 200
 """Utterances that a page embeds; the others are counted in its sums."""
 
 _NBEST_SHOWN: Final = 5
+_FAILED_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,8 @@ class Changes:
     normaliser: str
     pairs: Sequence[Sequence[int]]
     """Per pair of systems `[a, b, fewer errors in b, more errors in b, as many but other words, equal words]`."""
+    confusions: Sequence[Sequence[Any]]
+    """See `comparison.confusions`."""
     utterances: Sequence[Mapping[str, Any]]
     """The most changed first; per system the hypothesis word of each reference word and what was inserted before it."""
     num_scored: int
@@ -39,77 +43,64 @@ class Changes:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the page's script."""
-        names = ("systems", "normaliser", "pairs", "utterances", "num_scored")
+        names = ("systems", "normaliser", "pairs", "confusions", "utterances", "num_scored")
         return {name: getattr(self, name) for name in names}
 
 
 def most_changed(
-    utterances: pa.Table,
-    transcripts: Mapping[str, pa.Table],
+    comparison: Comparison,
     *,
     directory: Path,
-    normaliser: str,
-    alignment: str = "unit",
     hypotheses: pa.Table | None = None,
     max_utterances: int = MAX_UTTERANCES,
 ) -> Changes:
-    """Compares every two systems on every utterance with a reference and keeps the largest changes.
+    """Keeps the largest changes between any two systems, and counts all of them.
 
     Args:
-        utterances: UTTERANCES; rows without a reference are left out and counted in a note.
-        transcripts: System name -> TRANSCRIPTS; rows are matched by `utterance_id`, a missing one counts as empty.
+        comparison: From `comparison.compare`.
         directory: Where the page will lie; paths to audio are written relative to it.
-        normaliser: One of `text.NORMALISERS`; words are compared after it.
-        alignment: One of `align.ALIGNMENTS`.
         hypotheses: N-best lists of the first pass, shown beside the transcripts.
         max_utterances: How many utterances are kept, >= 1, shared evenly by the pairs of systems.
     """
-    scored = [row for row in utterances.to_pylist() if row["reference"] is not None]
-    systems = list(transcripts)
-    rows = [_by_id(table, scored) for table in transcripts.values()]
-    raw = [[row["text"] if row else "" for row in column] for column in rows]
-    references = text.units([row["reference"] for row in scored], normaliser, "word")
-    said = [text.units(column, normaliser, "word") for column in raw]
-    encoded = align.encode("word", references, *said)
-    errors = np.array([align.count(encoded[0], side, alignment).errors for side in encoded[1:]]).reshape(
-        len(systems), len(scored)
-    )
-    pairs, order = _compare(errors, said)
-    failed = [i for i in range(len(scored)) if any(row is None or row["error"] for row in (c[i] for c in rows))]
-    kept = list(dict.fromkeys([*order[: max_utterances - len(failed[:20])], *failed[:20]])) if systems else []
-    nbests = _nbests(hypotheses, [scored[i]["utterance_id"] for i in kept], normaliser, [references[i] for i in kept])
+    pairs, order = _order(comparison)
+    wrong = (i for i in range(len(comparison.utterances)) if any(_error(column[i]) for column in comparison.rows))
+    failed = list(itertools.islice(wrong, min(_FAILED_SHOWN, max_utterances)))
+    kept = list(dict.fromkeys([*order[: max_utterances - len(failed)], *failed]))
+    nbests = _nbests(comparison, hypotheses, kept)
     shown = []
     for index in kept:
-        words = references[index].split()
-        heard = [_aligned(words, side[index].split(), alignment) for side in said]
-        for place, aligned in enumerate(heard):
-            row = rows[place][index]
-            aligned["text"] = raw[place][index]
-            aligned["rank"] = row["hypothesis_index"] if row else None
-            aligned["error"] = (row["error"] or "") if row else "this system has no row for the utterance"
-        utterance = scored[index]
-        shown.append({**_facts(utterance, directory), "words": words, "systems": heard})
-        if utterance["utterance_id"] in nbests:
-            shown[-1]["nbest"] = nbests[utterance["utterance_id"]]
+        utterance, words = comparison.utterances[index], comparison.references[index].split()
+        heard = []
+        for said, rows in zip(comparison.said, comparison.rows, strict=True):
+            row = rows[index]
+            about = {"text": row["text"] if row else "", "rank": row["hypothesis_index"] if row else None}
+            aligned = _aligned(words, said[index].split(), comparison.alignment)
+            heard.append({**aligned, **about, "error": _error(row)})
+        entry = {**_facts(utterance, directory), "words": words, "systems": heard}
+        nbest = nbests.get(utterance["utterance_id"])
+        shown.append(entry if nbest is None else {**entry, "nbest": nbest})
     return Changes(
-        systems=systems,
-        normaliser=text.versioned(normaliser),
+        systems=comparison.systems,
+        normaliser=text.versioned(comparison.normaliser),
         pairs=pairs,
+        confusions=confusions(comparison),
         utterances=shown,
-        num_scored=len(scored),
-        notes=_notes(utterances.num_rows, len(scored), len(shown), rows),
+        num_scored=len(comparison.utterances),
+        notes=_notes(comparison, len(shown)),
     )
 
 
-def _by_id(table: pa.Table, scored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
-    columns = table.select(["utterance_id", "text", "hypothesis_index", "error"])
-    found = {row["utterance_id"]: row for row in columns.to_pylist()}
-    return [found.get(row["utterance_id"]) for row in scored]
+def _error(row: Mapping[str, Any] | None) -> str:
+    """Why there is no transcript; empty where there is one."""
+    if row is None:
+        return "this system has no row for the utterance"
+    return "" if row["error_type"] is None else f"{row['error_type']}: {row['error']}"
 
 
-def _compare(errors: npt.NDArray[np.int64], said: Sequence[Sequence[str]]) -> tuple[list[list[int]], list[int]]:
+def _order(comparison: Comparison) -> tuple[list[list[int]], list[int]]:
     """Sums per pair of systems, and all utterances in the order in which a page should take them."""
-    words = np.array(said, dtype=object)
+    errors = comparison.errors
+    words = np.array(comparison.said, dtype=object)
     pairs, orders = [], []
     for a, b in itertools.combinations(range(len(errors)), 2):
         gain = errors[a] - errors[b]
@@ -117,7 +108,7 @@ def _compare(errors: npt.NDArray[np.int64], said: Sequence[Sequence[str]]) -> tu
         sums = (gain > 0, gain < 0, (gain == 0) & moved, ~moved)
         pairs.append([a, b, *(int(np.count_nonzero(s)) for s in sums)])
         orders.append(np.lexsort((-errors[b], ~moved, -np.abs(gain))))
-    if not orders and len(errors):
+    if len(errors) == 1:
         orders = [np.argsort(-errors[0], kind="stable")]
     # Pairs take turns, so that each of them finds its own largest changes on the page.
     turns = (int(index) for turn in zip(*orders, strict=True) for index in turn)
@@ -173,23 +164,21 @@ def audio_source(uri: str, directory: Path) -> tuple[str | None, str | None]:
     return None, f"The audio cannot be reached from here: {uri}"
 
 
-def _nbests(
-    hypotheses: pa.Table | None, ids: Sequence[str], normaliser: str, references: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def _nbests(comparison: Comparison, hypotheses: pa.Table | None, kept: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Per utterance the head of its N-best list and its best hypothesis, each as [rank, text, errors]."""
-    if hypotheses is None or not ids:
+    if hypotheses is None or not kept:
         return {}
-    wanted = pa.compute.is_in(hypotheses["utterance_id"], pa.array(ids, pa.string()))
+    reference_of = {comparison.utterances[i]["utterance_id"]: comparison.references[i] for i in kept}
+    wanted = pc.is_in(hypotheses["utterance_id"], pa.array(list(reference_of), pa.string()))
     found = hypotheses.select(["utterance_id", "hypotheses"]).filter(wanted)
-    reference_of = dict(zip(ids, references, strict=True))
     lists: dict[str, dict[str, Any]] = {}
     for row in found.to_pylist():
         texts = [h["text"] for h in row["hypotheses"]]
         if not texts:
             continue
-        units = text.units(texts, normaliser, "word")
-        sides = align.encode("word", [reference_of[row["utterance_id"]]] * len(units), units)
-        errors = align.distances(*sides).tolist()
+        units = text.units(texts, comparison.normaliser, "word")
+        references, said = align.encode("word", [reference_of[row["utterance_id"]]] * len(units), units)
+        errors = align.count(references, said, comparison.alignment).errors.tolist()
         best = min(range(len(texts)), key=lambda rank: errors[rank])
         ranks = sorted({*range(min(_NBEST_SHOWN, len(texts))), best})
         lists[row["utterance_id"]] = {
@@ -200,13 +189,12 @@ def _nbests(
     return lists
 
 
-def _notes(
-    num_rows: int, num_scored: int, num_shown: int, rows: Sequence[Sequence[Mapping[str, Any] | None]]
-) -> list[str]:
+def _notes(comparison: Comparison, num_shown: int) -> list[str]:
+    num_scored = len(comparison.utterances)
     notes = [f"This page holds the {num_shown:,} most changed of {num_scored:,} utterances with a reference."]
-    if num_rows > num_scored:
-        notes.append(f"{num_rows - num_scored:,} utterances without a reference are left out here.")
-    missing = sum(row is None for column in rows for row in column)
+    if comparison.num_unreferenced:
+        notes.append(f"{comparison.num_unreferenced:,} utterances without a reference are left out here.")
+    missing = sum(row is None for column in comparison.rows for row in column)
     if missing:
         notes.append(f"{missing:,} transcripts are missing (an utterance that a system has no row for).")
     return notes

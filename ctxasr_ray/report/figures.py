@@ -30,7 +30,8 @@ def _unit(metric: str) -> str:
 
 def error_rates(rows: Sequence[Line]) -> Chart | None:
     """Error rate by system and split, with 95 % intervals; None where the run has no error rate."""
-    metric, shown, cut = _rates(rows)
+    # Lines of a sweep have their own figure.
+    metric, shown, cut = _rates([row for row in rows if not row.condition] or rows)
     if not shown:
         return None
     names = list(dict.fromkeys(row.label for row in shown))

@@ -163,6 +163,17 @@
       `words in ${pair[4].toLocaleString("en")}; ${pair[5].toLocaleString("en")} have the same words.`;
   }
 
+  // The errors that the second system makes most often, as [times, times in the first one].
+  function confusions(a, b) {
+    const found = data.confusions.filter((row) => row[3][b] > 0).sort((u, v) => v[3][b] - u[3][b]).slice(0, 15);
+    return found.map(([kind, wanted, heard, counts]) => {
+      const made = element("span", "confusion");
+      const shown = { sub: `${wanted} \u2192 ${heard}`, del: wanted, ins: heard }[kind];
+      made.append(element("span", `w ${kind}`, shown), ` ${counts[b]}${a === b ? "" : ` (${counts[a]})`}`);
+      return made;
+    });
+  }
+
   function draw() {
     const a = Number(from.value), b = Number(to.value);
     const one = a === b;
@@ -175,6 +186,7 @@
     };
     found.sort(orders[order.value]);
     at("pair-summary").textContent = summary(a, b);
+    at("confusions").replaceChildren(...confusions(a, b));
     at("utterance-count").textContent = `${Math.min(limit, found.length)} of ${found.length} shown that fit the choice ` +
       `(this page holds ${data.utterances.length} of ${data.num_scored.toLocaleString("en")} utterances).`;
     at("utterance-list").replaceChildren(...found.slice(0, limit).map((u) => card(u, a, b)));

@@ -20,9 +20,11 @@ from ctxasr_ray.report import cells as cell
 from ctxasr_ray.report import figures
 from ctxasr_ray.report import fits as fitted
 from ctxasr_ray.report.changes import Changes, most_changed
+from ctxasr_ray.report.comparison import compare
 from ctxasr_ray.report.costs import StepCost, by_step
 from ctxasr_ray.report.drawing import Chart
 from ctxasr_ray.report.markdown import results_markdown
+from ctxasr_ray.report.slices import slices
 from ctxasr_ray.report.tables import headlines, legend, lines, results_records
 
 _HERE: Final = Path(__file__).parent
@@ -67,24 +69,19 @@ def write_report(
     rows = lines(records)
     steps = by_step(costs)
     values = fitted.fitted_values(fits)
+    normaliser, alignment = way_of(records)
+    compared = compare(utterances, transcripts, normaliser=normaliser, alignment=alignment)
     drawn = [
         figures.error_rates(rows),
         figures.error_kinds(rows),
+        *slices(compared),
         figures.seconds_by_step(steps),
         figures.error_against_cost(rows),
         fitted.fitted_chart(values, _sizes(utterances)),
         *figures.sweeps(rows),
     ]
     charts = [chart for chart in drawn if chart is not None]
-    normaliser, alignment = way_of(records)
-    changes = most_changed(
-        utterances,
-        transcripts,
-        directory=directory,
-        normaliser=normaliser,
-        alignment=alignment,
-        hypotheses=hypotheses,
-    )
+    changes = most_changed(compared, directory=directory, hypotheses=hypotheses)
     _write(directory / "results.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
     _write(directory / "results.md", results_markdown(results, title=title, costs=steps))
     for chart in charts:
