@@ -68,7 +68,7 @@ def encode(unit: str, *groups: Sequence[str]) -> tuple[Encoded, ...]:
     texts = [text for group in groups for text in group]
     codes, lengths = _word_codes(texts)
     ends = np.cumsum(lengths)
-    line = str((codes.astype(np.uint32) + 0x10000).view(f"<U{len(codes)}")[0]) if len(codes) else ""
+    line = (codes.view(np.uint32) + np.uint32(0x10000)).view(f"<U{len(codes)}")[0] if len(codes) else ""
     strings = [line[start:end] for start, end in pairwise([0, *ends.tolist()])]
     encoded, start = [], 0
     for group in groups:
@@ -85,10 +85,12 @@ def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArra
     if not texts:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
     texts = [text if text.isascii() else " ".join(text.split()) for text in texts]
-    line = "\n".join(texts)
-    if line.count("\n") >= len(texts):
-        line = "\n".join([text.replace("\n", " ") for text in texts])
-    data = np.frombuffer(bytearray(line + "\n", "utf-8"), np.uint8)
+    line = "\n".join([*texts, ""])
+    if line.count("\n") > len(texts):
+        line = "\n".join([*(text.replace("\n", " ") for text in texts), ""])
+    data = np.frombuffer(bytearray(line, "utf-8"), np.uint8)
+    if len(data) >= 2**31:
+        raise ValueError(f"{len(data)} bytes of text in one call, at most 2 GiB fit; align in smaller parts.")
     ends = np.flatnonzero(data <= 32)
     separators = data[ends]
     if ((separators != 32) & (separators != 10)).any():
@@ -96,8 +98,9 @@ def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArra
         separators = data[ends]
     slices_before = np.flatnonzero(separators == 10) + 1  # a text ends where one of its slices ends
     data[ends] = 32
-    offsets = np.concatenate([[0], ends + 1])
-    slices = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
+    offsets = np.zeros(len(ends) + 1, np.int32)
+    np.add(ends, 1, out=offsets[1:], casting="unsafe")
+    slices = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
     vocabulary = slices.dictionary_encode()
     if len(vocabulary.dictionary) > _NUM_CODES:
         raise ValueError(
