@@ -388,6 +388,18 @@ def test_the_loss_of_each_recipe_falls_within_twenty_steps(recipe: object, tmp_p
     assert np.mean(losses[-3:]) < 0.93 * np.mean(losses[:3])
 
 
+def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = str(tmp_path / "run")
+    words = ["lm", "--directory", directory, "--num-steps", "1", "--task.hidden-size", "8", "--task.num-layers", "1"]
+    words += ["--task.train.num-sentences", "50", "--task.dev.num-sentences", "3", "--num-threads", "1"]
+    assert tiny_models.main(words) == 0
+    printed = capsys.readouterr().out
+    assert f"{directory}/model" in printed
+    assert "dev_perplexity" in printed
+    with pytest.raises(ValueError, match="recipes: ctc, lm, attention"):
+        tiny_models.main(["ctcc"])
+
+
 def test_a_published_ctc_model_loads_with_transformers_alone(tmp_path: Path) -> None:
     directory = run(tone_ctc(), tmp_path)
     model = AutoModelForCTC.from_pretrained(directory)
