@@ -24,7 +24,8 @@ class Attempts:
             node: Name of this machine.
             is_alive: Whether a node of this run still lives.
         """
-        self._folder, self._run, self._node, self._is_alive = folder, run, node, is_alive
+        self.node = node
+        self._folder, self._run, self._is_alive = folder, run, is_alive
 
     def begin(self, place: str) -> int:
         """Marks a piece of work as begun.
@@ -37,11 +38,18 @@ class Attempts:
         """
         numbers = self._numbers(place)
         deaths = self._deaths(place, numbers)
-        marker = {"run": self._run, "node": self._node, "process": processes.this_process(), "deaths": deaths}
+        marker = {"run": self._run, "node": self.node, "process": processes.this_process(), "deaths": deaths}
         number = (numbers[-1] if numbers else 0) + 1
         while not self._folder.note(f"{place}.{number}.json", json.dumps(marker).encode()):
             number += 1
         return deaths
+
+    def forget(self, prefix: str) -> None:
+        """Removes every marker whose place starts with a prefix."""
+        folder, _, name = prefix.rpartition("/")
+        for each in self._folder.names(folder):
+            if each.startswith(name):
+                self._folder.delete(f"{folder}/{each}")
 
     def end(self, place: str) -> None:
         """Removes the markers of a piece of work that its worker survived, well or with an exception."""
@@ -57,5 +65,6 @@ class Attempts:
         if not numbers:
             return 0
         last = json.loads(self._folder.read(f"{place}.{numbers[-1]}.json"))
-        killed = last["run"] == self._run and self._is_alive(last["node"])
+        outlived = last["run"] == self._run and self._is_alive(last["node"])
+        killed = outlived and not processes.is_alive(last["process"])
         return int(last["deaths"]) + killed

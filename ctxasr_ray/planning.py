@@ -82,12 +82,14 @@ def plan(store: Store, steps: Sequence[Step], shards: Sequence[Shard]) -> list[d
 
 def planned(store: Store, step: Step, shards: Sequence[Shard]) -> dict[str, Any]:
     """The row of one step in `plan`; wants the gathered artefacts that it reads resolved."""
+    store.prefetch(store.locate(parent, shard) for parent in step.inputs for shard in shards)
     if step.config.WRITES in GATHERED:
         bases = [store.gathered_base(step, shards)]
     else:
         bases = [store.base(step, shard) for shard in shards]
     keys = [None if base is None else store.highest(base[0]) for base in bases]
     committed = [key for key in keys if key is not None]
+    store.prefetch(committed)
     unknown = sum(base is None for base in bases)
     resources = step.config.resources
     return {

@@ -43,9 +43,21 @@ def is_dead(process: str) -> bool:
     """True only where it is certain: the process ran on this host and is gone.
 
     Args:
-        process: What `this_process` returned there. A name in another form counts as alive.
+        process: What `this_process` returned there. A name in another form is of no process here.
     """
+    return _is_of_this_host(process) and not _runs(process)
+
+
+def is_alive(process: str) -> bool:
+    """True only where it is certain: the process runs on this host."""
+    return _is_of_this_host(process) and _runs(process)
+
+
+def _is_of_this_host(process: str) -> bool:
     parts = process.split("-")
-    if len(parts) != 3 or parts[0] != host() or not parts[1].isdigit():
-        return False
-    return _started(int(parts[1])) != parts[2]
+    return len(parts) == 3 and parts[0] == host() and parts[1].isdigit()
+
+
+def _runs(process: str) -> bool:
+    _, pid, started = process.split("-")
+    return _started(int(pid)) == started

@@ -78,32 +78,6 @@ def call(step: Step, stage: Stage, tables: Sequence[pa.Table], costs: Costs) -> 
     return table
 
 
-def quarantined(name: str, utterance_id: str, deaths: int) -> pa.Table:
-    """The row of an utterance that kills its worker.
-
-    Raises:
-        RunError: the table has no error columns, so that the reason would be lost: the run stops instead.
-    """
-    reason = f"the worker died {deaths} times on this utterance alone (a crash, or memory); not tried again"
-    table_schema = schema.TABLES[name]
-    if "error_type" not in table_schema.names:
-        raise RunError(
-            f"utterance '{utterance_id}': {reason}, and {name} has no column for an error, so it cannot be set aside. "
-            "Mend the stage or remove the utterance from the corpus."
-        )
-    row: dict[str, Any] = {"utterance_id": utterance_id, "error_type": "quarantined", "error": reason}
-    for column in table_schema:
-        if column.name not in row:
-            row[column.name] = None if column.nullable else _empty(column.type)
-    return schema.conform(pa.Table.from_pylist([row], schema=table_schema), name)
-
-
-def _empty(kind: pa.DataType) -> Any:
-    if pa.types.is_string(kind):
-        return ""
-    return [] if pa.types.is_list(kind) or pa.types.is_map(kind) else 0
-
-
 def make_receipt(table: pa.Table, costs: Costs, load_s: float, attempt: int) -> dict[str, Any]:
     """What a commit cost, as plain JSON values."""
     failures = pc.sum(pc.is_valid(table["error_type"])).as_py() if "error_type" in table.column_names else 0

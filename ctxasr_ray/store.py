@@ -5,25 +5,24 @@ identity, the digest of the columns that the stage reads of that shard. So a fol
 another name, and what did not is there already. Digests and the receipt travel in the Parquet footer.
 """
 
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
 from ctxasr_ray import schema
-from ctxasr_ray.identity import column_digests, digest, stage_hash
+from ctxasr_ray.corpus_files import CORPUS_FOLDER, CorpusFiles
+from ctxasr_ray.identity import digest, stage_hash
 from ctxasr_ray.object_store import StoreError
-from ctxasr_ray.shards import Shard, cut
+from ctxasr_ray.shards import Shard
 from ctxasr_ray.stage import GATHERED, Step
-from ctxasr_ray.table_files import Committed, Footer, TableFiles
+from ctxasr_ray.table_files import Committed, Footer
 
 __all__ = ["Committed", "Footer", "Shard", "Store", "StoreError", "stage_hash"]
 
 
-class Store(TableFiles):
+class Store(CorpusFiles):
     """A run folder, local or on S3. Cheap to make, and to send to a worker by its root."""
 
     def __init__(self, root: str | os.PathLike[str], *, stage_hashes: Mapping[str, str] | None = None) -> None:
@@ -41,80 +40,17 @@ class Store(TableFiles):
         """Stage hash -> key of the artefact that stages with a FITS parent read; see `resolve`."""
         self._known_hashes = dict(stage_hashes or {})
         self._hashes: dict[int, tuple[Step, str]] = {}
+        self._found: dict[tuple[str, str], str] = {}
+
+    def forget_listings(self) -> None:
+        """See `TableFiles`; tables that were found are looked for again."""
+        super().forget_listings()
+        self._found = {}
 
     def forget(self) -> None:
         """Ends `snapshot` and forgets gathered artefacts."""
         self.forget_listings()
         self.gathered = {}
-
-    # -- corpora
-
-    def add_corpus(self, utterances: pa.Table, *, shard_audio_s: float, seed: int) -> list[Shard]:
-        """Cuts UTTERANCES into shards (see `shards.cut`) and commits them.
-
-        Adding the same table again changes nothing. A table with mended references commits new files under the same
-        shard names, which `shards` then returns; the stages that do not read references find their work done.
-
-        Args:
-            utterances: All utterances of one or more corpora and splits.
-            shard_audio_s: Seconds of audio per shard.
-            seed: Of the draw.
-
-        Returns:
-            All shards, by corpus, split and number.
-
-        Raises:
-            ValueError, ContractError: see `shards.cut`.
-            StoreError: the folder cannot be written.
-        """
-        cuts = cut(utterances, shard_audio_s=shard_audio_s, seed=seed)
-        self.prepare()
-        added = []
-        for (corpus, split), pieces in cuts.items():
-            shards = []
-            for number, (table, audio_s) in enumerate(pieces):
-                name = f"{corpus}-{split}-{number:05d}"
-                identity = digest([column_digests(table), table.num_rows])
-                key = f"{_CORPUS_FOLDER}/{name}-{identity[:16]}.parquet"
-                self.commit(key, table, "utterances", identity, {"failures": 0})
-                shards.append(Shard(name, corpus, split, table.num_rows, audio_s, f"{self.root}/{key}"))
-            self._publish_manifest(corpus, split, shards)
-            added += shards
-        return added
-
-    def shards(self, corpus: str, split: str | None = None) -> list[Shard]:
-        """The shards of a corpus as last added, by split and number; empty if it was never added."""
-        found = []
-        for each in (split,) if split else sorted(schema.SPLITS):
-            numbers = self._manifests(corpus, each)
-            if numbers:
-                rows = json.loads(self.folder.read(_manifest_key(corpus, each, numbers[-1])))
-                found += [Shard(**{**row, "uri": f"{self.root}/{row['uri']}"}) for row in rows]
-        return found
-
-    def _manifests(self, corpus: str, split: str) -> list[int]:
-        pattern = re.compile(re.escape(f"{corpus}-{split}.") + r"(\d+)\.json")
-        return sorted(int(m[1]) for m in map(pattern.fullmatch, self.folder.names("utterances/manifests")) if m)
-
-    def _publish_manifest(self, corpus: str, split: str, shards: Sequence[Shard]) -> None:
-        rows = [{**shard.to_dict(), "uri": self.key_of(shard)} for shard in shards]
-        data = json.dumps(rows, indent=1).encode()
-        numbers = self._manifests(corpus, split)
-        if numbers and self.folder.read(_manifest_key(corpus, split, numbers[-1])) == data:
-            return
-        number = numbers[-1] + 1 if numbers else 1
-        while not self.folder.create(_manifest_key(corpus, split, number), data):
-            number += 1
-
-    def key_of(self, shard: Shard) -> str:
-        """The key of a shard's UTTERANCES file.
-
-        Raises:
-            ValueError: the shard belongs to another run folder.
-        """
-        if not shard.uri.startswith(f"{self.root}/"):
-            raise ValueError(f"shard {shard.name} lies in '{shard.uri}', not in this run folder '{self.root}'.")
-        return shard.uri.removeprefix(f"{self.root}/")
 
     # -- identity and place
 
@@ -130,7 +66,7 @@ class Store(TableFiles):
     def table_folder(self, step: Step) -> str:
         """`<table>/<stage name>-<16 hex>`."""
         if step.config.WRITES == "utterances":
-            return _CORPUS_FOLDER
+            return CORPUS_FOLDER
         return f"{step.config.WRITES}/{step.config.NAME}-{self.stage_hash(step)[:16]}"
 
     def inputs(self, step: Step, shard: Shard) -> list[str] | None:
@@ -156,8 +92,14 @@ class Store(TableFiles):
             return self.key_of(shard)
         if step.config.WRITES in GATHERED:
             return self.gathered.get(self.stage_hash(step))
+        known = self._found.get((self.stage_hash(step), shard.uri))
+        if known is not None:
+            return known
         base = self.base(step, shard)
-        return None if base is None else self.highest(base[0])
+        key = None if base is None else self.highest(base[0])
+        if key is not None and self._listings is not None:
+            self._found[self.stage_hash(step), shard.uri] = key
+        return key
 
     def gathered_inputs(self, step: Step, shards: Sequence[Shard]) -> list[list[str]] | None:
         """Per input of a gathered step the keys of the files that it reads, shards sorted by name.
@@ -327,10 +269,3 @@ def splits_of(step: Step) -> tuple[str, ...]:
 
 def _is_gathered(step: Step) -> bool:
     return step.config.WRITES in GATHERED
-
-
-_CORPUS_FOLDER: Final = f"utterances/corpus-{digest(['utterances', schema.SCHEMA_VERSION])[:16]}"
-
-
-def _manifest_key(corpus: str, split: str, number: int) -> str:
-    return f"utterances/manifests/{corpus}-{split}.{number}.json"

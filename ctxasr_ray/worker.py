@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxasr_ray.attempts import Attempts
+from ctxasr_ray.quarantine import Quarantine
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import Costs, Stage, Step
 from ctxasr_ray.stage_calls import (
@@ -21,15 +22,13 @@ from ctxasr_ray.stage_calls import (
     build,
     call,
     make_receipt,
-    quarantined,
     read_inputs,
     some_rows,
-    utterance_ids,
 )
 from ctxasr_ray.store import Shard, Store, StoreError, splits_of
 
-MAX_DEATHS: Final = 2
-"""Workers that a shard, and later the single utterance, may kill before it is halved or quarantined."""
+MAX_LOAD_DEATHS: Final = 3
+"""Workers of one node that may die in a row while they build the stage; no shard is blamed for these."""
 RETRY_WAITS_S: Final = (0.5, 2.0)
 """Pauses before a stage that raised a fault of the world (OSError, RuntimeError) is built and called again."""
 log = logging.getLogger("ctxasr_ray")
@@ -64,7 +63,11 @@ class Worker:
     """Shard name -> number of the attempt that `--retry-errors` asks for."""
     stage: Stage | None = None
     load_s: float = 0.0
-    parts: list[str] = field(default_factory=list)
+    quarantine: Quarantine = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Readies the careful way."""
+        self.quarantine = Quarantine(self.store, self.attempts, self.step.config.WRITES)
 
     def process(self, shard: Shard) -> Report:
         """Brings one shard to its committed table, unless it is there.
@@ -92,8 +95,8 @@ class Worker:
     def _first(self, shard: Shard, base: str, identity: str) -> Report:
         tables = read_inputs(self.store, self.step, [[key] for key in self.store.inputs(self.step, shard) or []])
         costs, loaded_before = Costs(), self.load_s
-        num_rows = len(utterance_ids(tables))
-        table = self._careful(tables, base, 0, num_rows, costs)
+        self._load()
+        table = self.quarantine.run(base, tables, lambda pieces: self._call(pieces, costs))
         return self._commit(f"{base}.parquet", identity, table, costs, self.load_s - loaded_before, 1, shard)
 
     def _again(self, shard: Shard, base: str, identity: str, key: str, attempt: int) -> Report:
@@ -104,7 +107,8 @@ class Worker:
         inputs = read_inputs(self.store, self.step, [[each] for each in self.store.inputs(self.step, shard) or []])
         tables = [some_rows(table, rows) for table in inputs]
         costs, loaded_before = Costs(), self.load_s
-        new = self._careful(tables, f"{base}.{attempt}", 0, len(rows), costs)
+        self._load()
+        new = self.quarantine.run(f"{base}.{attempt}", tables, lambda pieces: self._call(pieces, costs))
         order = [old.num_rows + rows.index(row) if is_bad else row for row, is_bad in enumerate(bad)]
         table = pa.concat_tables([old, new]).take(order).combine_chunks()
         if table.equals(old):
@@ -113,42 +117,26 @@ class Worker:
         load_s = self.load_s - loaded_before
         return self._commit(f"{base}.{attempt}.parquet", identity, table, costs, load_s, attempt, shard)
 
-    def _careful(self, tables: Sequence[pa.Table], base: str, start: int, stop: int, costs: Costs) -> pa.Table:
-        """Rows start to stop: as one piece, or halved where that piece has killed its workers."""
-        place = f".run/attempts/{base}.{start}-{stop}"
-        part = f".run/parts/{base}.{start}-{stop}.parquet"  # what a half gave must outlive the next death
-        whole = stop - start == len(utterance_ids(tables))
-        name = self.step.config.WRITES
-        if not whole:
-            self.parts.append(part)
-        if not whole and self.store.folder.exists(part):
-            return self.store.read_key(part)
-        deaths = self.attempts.begin(place)
-        limit = MAX_DEATHS if whole or stop - start == 1 else 1
-        if deaths >= limit and stop - start > 1:
-            middle = (start + stop) // 2
-            halves = [self._careful(tables, base, *span, costs) for span in ((start, middle), (middle, stop))]
-            self.attempts.end(place)
-            return pa.concat_tables(halves).combine_chunks()
-        try:
-            pieces = [some_rows(table, range(start, stop)) for table in tables]
-            if deaths >= limit:
-                table = quarantined(name, utterance_ids(pieces)[0].as_py(), deaths)
-            else:
-                table = self._call(pieces, costs)
-        finally:
-            self.attempts.end(place)
-        if not whole:
-            self.store.commit(part, table, name, "part", {"failures": 0})
-        return table
+    def _load(self) -> Stage:
+        """The stage, built if need be; before any row is touched, so that a death here blames none."""
+        if self.stage is None:
+            place = f".run/attempts/{self.store.table_folder(self.step)}/load.{self.attempts.node}"
+            deaths = self.attempts.begin(place)
+            try:
+                if deaths >= MAX_LOAD_DEATHS:
+                    raise RunError(
+                        f"{deaths} workers have died while they built the stage (memory, or a crash in a library)."
+                    )
+                self.stage, seconds = build(self.step)
+                self.load_s += seconds
+            finally:
+                self.attempts.end(place)
+        return self.stage
 
     def _call(self, tables: Sequence[pa.Table], costs: Costs) -> pa.Table:
         for wait_s in (*RETRY_WAITS_S, None):
             try:
-                if self.stage is None:
-                    self.stage, seconds = build(self.step)
-                    self.load_s += seconds
-                return call(self.step, self.stage, tables, costs)
+                return call(self.step, self._load(), tables, costs)
             except (OSError, RuntimeError) as error:
                 if wait_s is None:
                     raise
@@ -164,9 +152,7 @@ class Worker:
         committed = self.store.commit(key, table, self.step.config.WRITES, identity, receipt)
         outcome = "redone" if attempt > 1 else "done"
         different = committed.outcome == "different"
-        for part in self.parts:
-            self.store.folder.delete(part)
-        self.parts.clear()
+        self.quarantine.committed()
         if different:
             log.warning(
                 "step '%s', shard %s: another writer had committed a different table; the first one counts.",

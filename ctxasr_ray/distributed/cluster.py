@@ -17,6 +17,8 @@ QUIET: Final = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BAR
 """Read by Ray when it is imported: one stray line instead of 35."""
 JOIN_S: Final = 60.0
 """How long the nodes of a given cluster may take to join before a plan is refused."""
+OBJECT_STORE_BYTES: Final = 256 * 2**20
+"""Of a local cluster; only descriptions of shards travel, so Ray's default of 30 % of the memory would be wasted."""
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
@@ -50,7 +52,7 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None and "RAY_ADDRESS" not in os.environ:
         cpus = max(math.ceil(num_cpus), os.cpu_count() or 1)
-        options |= {"num_cpus": cpus, "include_dashboard": False}
+        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(address=address, **options)
     except Exception:  # a busy machine can miss Ray's own 30 s for a local node, which raises a bare Exception

@@ -162,6 +162,8 @@ def _run_segment(run: Run, segment: Segment) -> None:
     store = run.store
     pending = []
     store.snapshot()
+    for step in segment.per_shard:
+        store.prefetch(store.locate(parent, shard) for parent in step.inputs for shard in run.shards)
     for shard in run.shards:
         reports = [_committed(run, step, shard) for step in segment.per_shard]
         if None in reports:
