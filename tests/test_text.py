@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from real import real
 
 from ctxasr_ray import text
 
@@ -98,6 +99,43 @@ def test_whisper_english_equals_whisper_on_random_english(words: list[str]) -> N
     whisper = pytest.importorskip("whisper.normalizers")
     raw = " ".join(words)
     assert text.normalise(raw, "whisper_english") == " ".join(whisper.EnglishTextNormalizer()(raw).split())
+
+
+_PLAIN_WORDS = st.sampled_from(
+    [
+        "and",
+        "a",
+        "half",
+        "colour",
+        "um",
+        "mr",
+        "st",
+        "two",
+        "oh",
+        "o",
+        "second",
+        "per",
+        "cent",
+        "cats",
+        "dont",
+        "centre",
+    ]
+)
+
+
+@given(words=st.lists(_PLAIN_WORDS | st.text("abcot ", max_size=5), max_size=8), upper=st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_the_short_cut_for_plain_words_changes_nothing(words: list[str], upper: bool) -> None:
+    whisper = pytest.importorskip("whisper.normalizers")
+    raw = " ".join(words).upper() if upper else " ".join(words)
+    assert text.normalise(raw, "whisper_english") == " ".join(whisper.EnglishTextNormalizer()(raw).split())
+
+
+def test_the_short_cut_changes_no_librispeech_reference() -> None:
+    whisper = pytest.importorskip("whisper.normalizers").EnglishTextNormalizer()
+    for line in real("is21/ref/test-clean.biasing_100.tsv").read_text("utf-8").splitlines()[:600]:
+        raw = line.split("\t")[1]
+        assert text.normalise(raw, "whisper_english") == " ".join(whisper(raw).split())
 
 
 def test_spellings_are_those_of_the_whisper_package_less_its_two_broken_entries() -> None:
