@@ -15,6 +15,7 @@ import tyro
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Experiment
+from ctxasr_ray.file_commands import compare, score
 from ctxasr_ray.recipes.evaluation import RECIPES, find
 from ctxasr_ray.schema import ContractError
 
@@ -255,6 +256,8 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "report": _report,
     "prepare": _prepare,
     "train": _train,
+    "score": score,
+    "compare": compare,
 }
 
 

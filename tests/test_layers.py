@@ -35,8 +35,9 @@ LEVELS = [
     {"search"},
     {"first_pass", "candidates", "scorers", "training"},
     {"distributed", "experiment"},
-    {"pipeline", "sweep"},
+    {"pipeline", "progress", "sweep"},
     {"recipes"},
+    {"file_commands"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

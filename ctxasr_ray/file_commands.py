@@ -1,0 +1,74 @@
+"""Commands that read files of anybody's making and start no run: `ctxasr score`, `ctxasr compare`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Scores hypothesis files against a reference file; every system is compared with the first one, in pairs."""
+
+    references: str
+    """Reference file, local or URL."""
+    hypotheses: tuple[str, ...]
+    """One file per system: path, or name=path."""
+    format: Literal["is21", "trn", "stm", "kaldi", "nemo", "tsv"] = "tsv"
+    """is21 TSV, sclite trn, stm with hypotheses in ctm, Kaldi text, NeMo JSON lines, or TSV with id and text."""
+    normaliser: str = "none"
+    """One of `text.NORMALISERS`; files are scored as they are unless one is asked for."""
+    alignment: Literal["unit", "nist"] = "unit"
+    """Alignment costs: 1/1/1, or sclite's 4/3/3 for substitution, insertion and deletion."""
+    baseline: str | None = None
+    """System that the others are compared with; by default the first."""
+    group_by: str | None = None
+    """Rows per group too: speaker_id, session_id, length, or an attribute of the references."""
+    num_replicates: int = 10_000
+    """Bootstrap replicates behind every interval."""
+    seed: int = 7
+    """Of the bootstrap."""
+    json: bool = False
+    """Print one JSON line per metric, nothing else."""
+
+
+def score(words: Sequence[str]) -> int:
+    """Score hypothesis files (is21, trn, ctm with stm, Kaldi, NeMo, TSV) against a reference file."""
+    return _score("score", words)
+
+
+def compare(words: Sequence[str]) -> int:
+    """Compare two or more hypothesis files with each other: the same as score, with at least two systems."""
+    return _score("compare", words)
+
+
+def _score(command: str, words: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from ctxasr_ray.metrics.score_files import json_rows, score_files
+    from ctxasr_ray.report.tables import terminal_table
+
+    options = tyro.cli(Score, args=list(words), prog=f"ctxasr {command}")
+    if command == "compare" and len(options.hypotheses) < 2:
+        raise ValueError(f"compare needs at least two hypothesis files, got {len(options.hypotheses)}; or use score.")
+    results = score_files(
+        options.references,
+        options.hypotheses,
+        form=options.format,
+        normaliser=options.normaliser,
+        alignment=options.alignment,
+        baseline=options.baseline,
+        group_by=options.group_by,
+        num_replicates=options.num_replicates,
+        seed=options.seed,
+    )
+    if options.json:
+        for row in json_rows(results):
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        print(f"references: {Path(options.references).name}")
+        Console().print(terminal_table(results))
+    return 0
