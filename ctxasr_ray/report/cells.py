@@ -17,6 +17,7 @@ from ctxasr_ray.report.tables import (
     p_value,
     troubles,
 )
+from ctxasr_ray.stage import GATHERED
 
 MAX_ROWS: Final = 500
 """Rows of one table on the page; results.json holds all."""
@@ -148,7 +149,7 @@ COST_HEADS: Final = (
     _head("step"),
     _head("device"),
     _head("shards", number=True),
-    _head("utterances", number=True),
+    _head("rows", "rows written: utterances, or lines of a gathered table", number=True),
     _head("work (s)", "busy wall seconds, summed over shards", number=True),
     _head("ms / utterance", "work without model loading", number=True),
     _head("s / audio s", "work without model loading", number=True),
@@ -168,7 +169,8 @@ def costs(steps: Sequence[StepCost], audio_s: float | None) -> list[list[Cell]]:
 
 
 def _cost_row(step: StepCost, audio_s: float | None) -> list[Cell]:
-    each = 1000 * step.warm_s / step.rows if step.rows else None
+    per_utterance = step.rows and step.table not in GATHERED
+    each = 1000 * step.warm_s / step.rows if per_utterance else None
     rate = step.warm_s / audio_s if audio_s else None
     kinds = {**step.seconds, "other": step.other_s}
     return [
@@ -180,8 +182,15 @@ def _cost_row(step: StepCost, audio_s: float | None) -> list[Cell]:
         _number("-" if each is None else f"{each:,.2f}", each),
         _number("-" if rate is None else f"{rate:.4f}", rate),
         {"sort": repr(step.wall_s), "pairs": [(k, f"{v:,.2f}") for k, v in kinds.items() if v >= 0.005]},
-        {"sort": "", "pairs": [(k.replace("_", " "), f"{v:,}") for k, v in step.counters.items()]},
+        {"sort": "", "pairs": [_counter(name, value) for name, value in step.counters.items() if value]},
     ]
+
+
+def _counter(name: str, value: int) -> tuple[str, str]:
+    """Bytes in megabytes, everything else as it was counted."""
+    if name.endswith("_bytes") and value >= 100_000:
+        return name.removesuffix("_bytes").replace("_", " "), f"{value / 1e6:,.1f} MB"
+    return name.replace("_", " "), f"{value:,}"
 
 
 def fits(values: Sequence[FittedValue]) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def seconds_by_step(costs: Sequence[StepCost]) -> Chart | None:
     """Busy seconds of each step by kind; None without costs."""
     if not costs:
         return None
-    kinds = list(dict.fromkeys(kind for cost in costs for kind in cost.seconds))
+    kinds = sorted(dict.fromkeys(kind for cost in costs for kind in cost.seconds), key=lambda kind: kind != "load")
     figure, axes = new(6.8, 1.5 + 0.32 * len(costs), "Work of each step")
     left = [0.0] * len(costs)
     for index, kind in enumerate([*kinds, "other"]):

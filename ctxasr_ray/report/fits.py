@@ -9,6 +9,7 @@ import pyarrow as pa
 from ctxasr_ray.report.drawing import COLOURS, INK, Chart, new_rows, short
 
 Interval = tuple[float, float]
+_MAX_DRAWN = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,26 +70,33 @@ def _intervals(row: Mapping[str, Any] | None) -> dict[str, Interval]:
     return {name: (ends[0], ends[1]) for name, ends in (row["interval"] if row else ()) if len(ends) == 2}
 
 
+def _spans(value: FittedValue) -> list[Interval]:
+    return [span for span in (value.optimal, value.flat, value.bootstrap) if span]
+
+
 def fitted_chart(values: Sequence[FittedValue], num_utterances: Mapping[str, int]) -> Chart | None:
-    """Every fitted value with its intervals, each on its own scale; None without any interval.
+    """Every free value with its intervals, each on its own scale; None where nothing was free.
 
     Args:
         values: From `fitted_values`.
         num_utterances: Split -> its number of utterances.
     """
-    shown = [value for value in values if value.optimal or value.flat or value.bootstrap][:12]
+    shown = [value for value in values if any(low < high for low, high in _spans(value))][:_MAX_DRAWN]
     if not shown:
         return None
     title = "Fitted values: how firmly they stand"
     figure, rows = new_rows(6.8, 1.4 + 0.7 * len(shown), title, len(shown))
-    kinds = (("bootstrap", 2.0, COLOURS[1], "95 % of resamplings"), ("flat", 6.0, COLOURS[0], "nearly as good"))
+    # The resamplings' line lies below the others, which would hide it where they are longer.
+    kinds = (
+        ("bootstrap", -0.5, 3.0, COLOURS[1], "95 % of resamplings"),
+        ("flat", 0.0, 6.0, COLOURS[0], "nearly as good"),
+        ("optimal", 0.0, 10.0, COLOURS[2], "the best"),
+    )
     for axes, value in zip(rows, shown, strict=True):
-        for kind, width, colour, name in kinds:
+        for kind, height, width, colour, name in kinds:
             ends = getattr(value, kind)
             if ends:
-                axes.plot(ends, [0, 0], linewidth=width, color=colour, label=name, solid_capstyle="butt")
-        if value.optimal:
-            axes.plot(value.optimal, [0, 0], linewidth=10, color=COLOURS[2], label="the best", solid_capstyle="butt")
+                axes.plot(ends, [height] * 2, linewidth=width, color=colour, label=name, solid_capstyle="butt")
         axes.plot([value.value], [0], "|", markersize=16, markeredgewidth=2, color=INK, label="chosen")
         axes.set_yticks([0], [short(value.name)])
         axes.tick_params(axis="y", length=0)
