@@ -15,7 +15,9 @@ import soundfile
 from test_scorer_causal_lm import bpe, saved
 from tiny_ctc import make, noise
 
+from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
@@ -41,6 +43,8 @@ STAGES = {
     "ctc": Case(
         lambda w: CtcConfig(model=w["ctc"], beam_size=8, num_hypotheses=4, batch_size=2), ("utterances",), 1e-4
     ),
+    "imported": Case(lambda w: ImportedConfig(paths=(w["lists"],), format="kaldi"), ("utterances",)),
+    "union": Case(lambda w: UnionConfig(), ("hypotheses", "elsewhere")),
     "causal_lm": Case(lambda w: CausalLmConfig(model=w["lm"]), ("hypotheses",), 1e-4),
     "nbest_errors": Case(lambda w: NbestErrorsConfig(), ("hypotheses", "utterances")),
     "log_linear/first_pass": Case(lambda w: LogLinearConfig(), ("hypotheses",)),
@@ -60,6 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name, wave in samples.items():
         soundfile.write(folder / f"{name}.wav", wave, 16000)
     (folder / "broken.wav").write_bytes(b"no audio at all")
+    (folder / "lists").write_text("a call anna at noon\nsilent\nb stop it\n")
     ids = ["a", "b", "silent", "broken", "unheard"]
     references = ["call anna at noon", "stop", "wait", "never heard", None]
     utterances = pa.Table.from_pylist(
@@ -93,7 +98,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "lm": saved(folder / "lm", bpe())[0],
         "utterances": conform(utterances, "utterances"),
         "hypotheses": hypotheses_table(nbests),
+        "lists": str(folder / "lists"),
     }
+    made["elsewhere"] = called(STAGES["imported"].config(made), [made["utterances"]])
     for name in ("causal_lm", "nbest_errors", "log_linear"):
         config = STAGES[name].config(made)
         made[config.WRITES] = called(config, [made[table] for table in STAGES[name].inputs])

@@ -1,10 +1,16 @@
 """Text files of a corpus, line by line, refused with file, line, column and remedy where they are broken."""
 
+import gzip
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Final
 
 from ctxasr_ray.archive import AudioError, is_url, open_binary
+
+MAX_UNPACKED_BYTES: Final = 2**32
+"""What a .gz of text may unpack to; more is taken for a bomb."""
 
 
 class ManifestError(ValueError):
@@ -19,13 +25,17 @@ class ManifestError(ValueError):
         if column is not None:
             where += f", column {column}" if isinstance(column, int) else f", column '{column}'"
         super().__init__(f"{where}: {problem}")
+        self._arguments = (path, problem, line, column)
+
+    def __reduce__(self) -> tuple[type["ManifestError"], tuple[str | Path, str, int | None, int | str | None]]:
+        return ManifestError, self._arguments
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Gives the lines that are not blank, with their numbers; a BOM and CRLF are read over.
 
     Args:
-        path: Local path or URL of a UTF-8 text file.
+        path: Local path or URL of a UTF-8 text file; one that ends in .gz is unpacked in memory.
 
     Returns:
         (line number from 1, line without its end), read and checked as a whole before the first one is given.
@@ -35,7 +45,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """
     try:
         with open_binary(str(path)) as stream:
-            data = stream.read()
+            data = _unpacked(path, stream) if str(path).lower().endswith(".gz") else stream.read()
     except AudioError as error:
         raise ManifestError(error.uri, error.reason) from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -51,6 +61,17 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     if not text.strip():
         raise ManifestError(path, "is empty; write one line per utterance")
     return _numbered(text)
+
+
+def _unpacked(path: str | Path, stream: IO[bytes]) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=stream) as unpacked:
+            data = unpacked.read(MAX_UNPACKED_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ManifestError(path, f"is no whole gzip file: {error}; copy it again from its source") from error
+    if len(data) > MAX_UNPACKED_BYTES:
+        raise ManifestError(path, f"unpacks to more than {MAX_UNPACKED_BYTES} bytes; split it")
+    return data
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
