@@ -99,7 +99,7 @@ def style(index: int) -> tuple[str, str]:
 def short(name: str) -> str:
     """A name that leaves room for the drawing and can be drawn; tables carry it whole."""
     name = "".join(c if c.isprintable() else " " for c in name)
-    return name if len(name) <= 44 else f"{name[:26]}...{name[-15:]}"
+    return name if len(name) <= 36 else f"{name[:20]}...{name[-13:]}"
 
 
 def legend(axes: "Axes", title: str) -> None:
