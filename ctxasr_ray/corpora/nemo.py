@@ -83,6 +83,23 @@ def read(path: str | Path, corpus: str | None = None) -> pa.Table:
     return schema.conform(pa.Table.from_pylist(rows, schema=schema.UTTERANCES), "utterances")
 
 
+def manifest_line(utterance: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> str:
+    """One line of a manifest, from which `read` makes the same utterance again.
+
+    Args:
+        utterance: A row of UTTERANCES.
+        extra: Further keys, for example `pred_text`; `read` makes attributes of them.
+
+    Returns:
+        A JSON object without line end; what is null is left out.
+    """
+    keys = {column: key for key, column in _NAMES.items() if key != "speaker"}
+    row = {keys.get(column, column): value for column, value in utterance.items() if value is not None}
+    if "attributes" in row:
+        row["attributes"] = dict(row["attributes"])
+    return json.dumps({**row, **(extra or {})}, ensure_ascii=False)
+
+
 def _parse(path: str | Path, number: int, line: str) -> dict[str, Any]:
     def refuse_constant(constant: str) -> NoReturn:
         raise ManifestError(path, f"{constant} is no JSON; leave the key out where the value is unknown", number)
