@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-
 GATHERED: Final = frozenset({"fits", "results"})
 """Tables with one artefact per run instead of one per shard: their stages read all shards of some splits at once,
 in the driver, as a barrier. Their configs have one more field, `splits: tuple[str, ...]`."""

@@ -131,7 +131,7 @@ class CtcFirstPass:
         """Takes a loaded model and a search over its labels."""
         self._config, self._model, self._search = config, model, search
 
-    def __call__(self, utterances: pa.Table, *, costs: Costs) -> pa.Table:
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         """UTTERANCES in, HYPOTHESES out: same rows, same order, each list best first by exact forced score.
 
         Token times count from the start of the utterance (its `start_s`), not of the recording.
@@ -139,7 +139,7 @@ class CtcFirstPass:
         Raises:
             OSError: a fault of the disk or network while reading audio; faults of the audio itself are rows.
         """
-        rows = [_Row(**row) for row in utterances.select(list(_Row.__slots__)).to_pylist()]
+        rows = [_Row(**row) for row in tables[0].select(list(_Row.__slots__)).to_pylist()]
         done: list[NBest | Future[tuple[NBest, float, int]]] = []
         batch: list[tuple[int, _Decoded]] = []
         num_threads = max(1, int(self._config.resources.num_cpus))
