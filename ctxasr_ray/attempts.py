@@ -42,6 +42,8 @@ class Attempts:
         number = (numbers[-1] if numbers else 0) + 1
         while not self._folder.note(f"{place}.{number}.json", json.dumps(marker).encode()):
             number += 1
+        for older in numbers:
+            self._folder.delete(f"{place}.{older}.json")
         return deaths
 
     def forget(self, prefix: str) -> None:
@@ -64,7 +66,10 @@ class Attempts:
     def _deaths(self, place: str, numbers: list[int]) -> int:
         if not numbers:
             return 0
-        last = json.loads(self._folder.read(f"{place}.{numbers[-1]}.json"))
+        try:
+            last = json.loads(self._folder.read(f"{place}.{numbers[-1]}.json"))
+        except FileNotFoundError:  # another worker has just survived there
+            return 0
         outlived = last["run"] == self._run and self._is_alive(last["node"])
         killed = outlived and not processes.is_alive(last["process"])
         return int(last["deaths"]) + killed

@@ -68,30 +68,32 @@ class Quarantine:
                 return self._store.read_key(part)
         deaths = self._attempts.begin(place)
         limit = MAX_DEATHS if whole or stop - start == 1 else 1
+        killers = 0
         if deaths >= limit and stop - start > 1:
             middle = (start + stop) // 2
             halves = [self._piece(base, tables, work, *span) for span in ((start, middle), (middle, stop))]
-            self._attempts.end(place)
-            return pa.concat_tables(halves).combine_chunks()
-        failures = 0
-        try:
-            pieces = [some_rows(table, range(start, stop)) for table in tables]
-            if deaths < limit:
-                table = work(pieces)
-            else:
-                failures = 1
-                self._refuse_too_many(base)
-                table = quarantined(self._table, utterance_ids(pieces)[0].as_py(), deaths)
-        finally:
-            self._attempts.end(place)
+            table = pa.concat_tables(halves).combine_chunks()
+        else:
+            try:
+                pieces = [some_rows(table, range(start, stop)) for table in tables]
+                if deaths < limit:
+                    table = work(pieces)
+                else:
+                    killers = 1
+                    self._refuse_too_many(base)
+                    table = quarantined(self._table, utterance_ids(pieces)[0].as_py(), deaths)
+            except Exception:
+                self._attempts.end(place)
+                raise
         if not whole:
-            self._store.commit(part, table, self._table, "part", {"failures": failures, "quarantined": failures})
+            self._store.commit(part, table, self._table, "part", {"failures": 0, "killers": killers})
+        self._attempts.end(place)
         return table
 
     def _refuse_too_many(self, base: str) -> None:
         folder, _, name = f".run/parts/{base}".rpartition("/")
         parts = [f"{folder}/{each}" for each in self._store.folder.names(folder) if each.startswith(f"{name}.")]
-        if sum(self._store.footer(part).receipt["quarantined"] for part in parts) < MAX_QUARANTINED:
+        if sum(self._store.footer(part).receipt["killers"] for part in parts) < MAX_QUARANTINED:
             return
         for part in parts:  # the next run, with the cause mended, must not find rows quarantined by mistake
             self._store.folder.delete(part)

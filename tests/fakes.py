@@ -128,14 +128,15 @@ class Behaviour:
     sleep_s: float = 0.0
     traps: tuple[Trap, ...] = ()
     poison: str = ""
-    """Kills every process that processes this utterance."""
+    """Kills every process that processes an utterance with this in its id."""
+    lethal_to_build: bool = False
     log: str = ""
     """A folder where each call leaves a file, so that calls can be counted over processes."""
 
     def before(self, stage: str, ids: list[str]) -> None:
         if self.log:
             (Path(self.log) / f"{stage}.{len(ids)}.{ids[0]}.{time.time_ns()}").touch()
-        if self.poison in ids:
+        if self.poison and any(self.poison in each for each in ids):
             kill()
         for trap in self.traps:
             if trap.utterance_id in ids:
@@ -169,6 +170,8 @@ class FakeConfig:
         return {}
 
     def build(self) -> Stage:
+        if self.behaviour.lethal_to_build:
+            kill()
         return FakeStage(self)
 
     def rows(self, *tables: pa.Table) -> list[dict[str, Any]]:

@@ -434,17 +434,21 @@ def test_a_driver_killed_at_any_point_of_the_commit_goes_on_where_it_was(tmp_pat
 # -- quarantine, with deaths as a later worker sees them
 
 
-def dies(store: Store, step: Step, shard: Shard, poison: str, run: str = "r") -> bool:
-    """One worker in a process of its own; whether it died."""
+def dies(store: Store, step: Step, shard: Shard, behaviour: Behaviour, run: str = "r") -> bool:
+    """One worker in a process of its own; whether it died of the stage."""
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             attempts = Attempts(store.folder, run=run, node="n", is_alive=lambda node: node == "n")
-            config = dataclasses.replace(step.config, behaviour=Behaviour(poison=poison))  # type: ignore[type-var]
+            config = dataclasses.replace(step.config, behaviour=behaviour)  # type: ignore[type-var]
             Worker(Store(store.root), dataclasses.replace(step, config=config), attempts).process(shard)
-            os._exit(0)
+            code = 0
+        except RunError as error:
+            Path(store.root, "refusal").write_text(str(error))
+            code = 0
         finally:
-            os._exit(1)
+            os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code in (0, -9)
     return code == -9
@@ -455,7 +459,7 @@ def test_a_poison_utterance_is_found_by_halving_and_quarantined(tmp_path: Path) 
     store, (shard,) = prepared(tmp_path / "run", utterances(9))
     step = line()[1]
     deaths = 0
-    while dies(store, step, shard, "tiny-test-0004"):
+    while dies(store, step, shard, Behaviour(poison="tiny-test-0004")):
         deaths += 1
         assert deaths < 12
     table = store.gather(step, [shard])
@@ -477,7 +481,7 @@ def test_preemptions_are_not_attempts(tmp_path: Path) -> None:
     store, (shard,) = prepared(tmp_path / "run", utterances(4))
     step = line()[1]
     for number in range(4):
-        assert dies(store, step, shard, "tiny-test-0001", run=f"driver {number} died too")
+        assert dies(store, step, shard, Behaviour(poison="0001"), run=f"driver {number} died too")
     gone = Attempts(store.folder, run="driver 3 died too", node="n", is_alive=lambda node: False)
     assert Worker(store, step, gone).process(shard).outcome == "done"
     assert store.gather(step, [shard])["error_type"].null_count == 4
@@ -491,10 +495,36 @@ def test_a_table_without_error_columns_refuses_quarantine_and_names_the_utteranc
     deaths = 0
     attempts = Attempts(store.folder, run="r", node="n", is_alive=lambda node: True)
     while deaths < 4:
-        assert dies(store, steps[3], shard, "tiny-test-0001")
+        assert dies(store, steps[3], shard, Behaviour(poison="0001"))
         deaths += 1
     with pytest.raises(RunError, match=r"utterance 'tiny-test-0001'.*nbest_errors has no column for an error"):
         Worker(store, steps[3], attempts).process(shard)
+
+
+def test_a_stage_that_dies_while_it_is_built_blames_no_utterance(tmp_path: Path) -> None:
+    pa.set_cpu_count(1)
+    store, (shard,) = prepared(tmp_path / "run", utterances(4))
+    step = line()[1]
+    for _ in range(3):
+        assert dies(store, step, shard, Behaviour(lethal_to_build=True))
+    assert not dies(store, step, shard, Behaviour(lethal_to_build=True))
+    assert "3 workers have died while they built the stage" in (tmp_path / "run" / "refusal").read_text()
+    assert not dies(store, step, shard, Behaviour())
+    assert store.read_receipt(step, shard)["failures"] == 0
+
+
+def test_a_stage_that_kills_on_every_row_stops_the_run_instead_of_emptying_it(tmp_path: Path) -> None:
+    pa.set_cpu_count(1)
+    store, (shard,) = prepared(tmp_path / "run", utterances(12))
+    step = line()[1]
+    deaths = 0
+    while dies(store, step, shard, Behaviour(poison="tiny")):
+        deaths += 1
+        assert deaths < 60
+    assert "stage or the machine (memory) is at fault" in (tmp_path / "run" / "refusal").read_text()
+    assert store.locate(step, shard) is None
+    assert not dies(store, step, shard, Behaviour(), run="later, with the cause mended")
+    assert store.read_receipt(step, shard)["failures"] == 0
 
 
 def test_summary_reads_every_split_it_names(tmp_path: Path) -> None:

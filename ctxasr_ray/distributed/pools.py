@@ -22,6 +22,8 @@ from ctxasr_ray.stage_calls import RunError
 from ctxasr_ray.store import Shard, Store
 from ctxasr_ray.worker import Report, Worker, gather_step
 
+SILENCE_S: Final = 4 * 3600
+"""A dataset without a finished shard for so long has failed; one large shard can outlast Ray's 30 minutes."""
 WAVE: Final = 5000
 """Shards per dataset: bounds the driver's memory; a further dataset costs seconds and a model load."""
 _ROW: Final = pa.schema(
@@ -188,6 +190,7 @@ def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard]) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = SILENCE_S
     rows = [{"shard": json.dumps(shard.to_dict()), "reports": "[]", "fault": "", "why": ""} for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     hashes = {step.name: run.store.stage_hash(step) for step in _with_parents(segment.per_shard)}
