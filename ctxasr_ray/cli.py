@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
@@ -51,6 +51,26 @@ class Prepare:
 
     directory: Path
     """Where the corpus goes."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    """The recipe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """Writes what a finished run says in another tool's format."""
+
+    root: str
+    """Run folder."""
+    manifest: Path | None = None
+    """As for evaluate."""
+    format: Literal["trn", "ctm", "stm", "kaldi", "nemo", "nbest"]
+    """sclite trn, ctm or stm, Kaldi text, NeMo JSON lines with pred_text, or N-best lists as JSON lines."""
+    path: Path
+    """File to write."""
+    system: str = "first_pass"
+    """Whose transcripts."""
+    split: Literal["train", "dev", "test"] = "test"
+    """Which utterances."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     """The recipe."""
 
@@ -148,7 +168,7 @@ def evaluate(options: Evaluate) -> int:
     return 0
 
 
-def _open(options: Evaluate) -> "tuple[Store, list[Shard]]":
+def _open(options: Evaluate | Export) -> "tuple[Store, list[Shard]]":
     """The run folder and the shards of the manifest, or of the recipe's own corpus."""
     import pyarrow as pa
 
@@ -216,6 +236,39 @@ def _write_report(options: Evaluate, store: "Store", shards: "list[Shard]") -> P
     return pipeline.report(options.experiment, store, shards, options.report, title)
 
 
+def _export(words: list[str]) -> int:
+    """Write a finished run's transcripts or N-best lists as trn, ctm, stm, Kaldi text, NeMo or JSON lines."""
+    import pyarrow.compute as pc
+
+    from ctxasr_ray import pipeline
+    from ctxasr_ray.report.export import export
+
+    name, rest = _recipe("export", words)
+    default = Export(
+        root=f"runs/{name.replace(':', '-')}",
+        format=tyro.MISSING,
+        path=tyro.MISSING,
+        experiment=find(name)(),
+    )
+    options = tyro.cli(Export, default=default, args=rest, prog=f"ctxasr export {name}", config=_ONE_RECIPE)
+    store, shards = _open(options)
+    line = pipeline.line(options.experiment)
+    if options.system not in line.transcripts:
+        raise ValueError(f"system '{options.system}' has no transcripts; choose one of {', '.join(line.transcripts)}.")
+    utterances = store.gather(line.corpus, shards)
+    own = pc.equal(utterances["split"], options.split)
+    written = export(
+        options.format,
+        options.path,
+        utterances=utterances.filter(own),
+        transcripts=store.gather(line.transcripts[options.system], shards).filter(own),
+        hypotheses=store.gather(line.first_pass, shards).filter(own) if options.format == "nbest" else None,
+    )
+    left_out = f", {len(written.left_out)} without a text left out" if written.left_out else ""
+    print(f"{written.path}: {written.num_written} utterances{left_out}")
+    return 0
+
+
 def _show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         for row in rows:
@@ -254,6 +307,7 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "plan": _plan,
     "status": _status,
     "report": _report,
+    "export": _export,
     "prepare": _prepare,
     "train": _train,
     "score": score,
