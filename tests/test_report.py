@@ -531,9 +531,9 @@ def test_audio_is_linked_relative_to_the_page_or_says_why_not(tmp_path: Path) ->
 
 def test_5000_utterances_make_a_small_page_quickly(tmp_path: Path) -> None:
     run = made_run(5000)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: the machine may be busy with others
     page = write_report(tmp_path, title="Large", **run.arguments())
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 15
     assert page.stat().st_size < 1_000_000
     assert "200 most changed of 5,000" in page.read_text()
 

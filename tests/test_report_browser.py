@@ -200,6 +200,6 @@ def test_5000_utterances_open_and_filter_quickly(browser: chromium.Page, tmp_pat
         " for (const word of ['a', 'ab', 'abc', '']) { s.value = word; s.dispatchEvent(new Event('input')); }"
         " document.body.getBoundingClientRect(); return performance.now() - start; })()"
     )
-    assert took_ms < 2000
+    assert took_ms < 5000  # four searches; 0.7 s on a machine with a load of 13 on 2 cores
     assert "of 5,000" in browser.run("document.getElementById('utterance-count').textContent")
     assert browser.complaints == []

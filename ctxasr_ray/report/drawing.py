@@ -33,12 +33,14 @@ class Chart:
     def png(self, directory: Path) -> Path:
         """Writes `directory/<name>.png`, 150 dots per inch on white, with its caption: it travels without the page."""
         path = directory / f"{self.name}.png"
-        note = self.figure.supxlabel(
-            "\n".join(textwrap.wrap(self.caption, 105)), x=0.01, ha="left", fontsize=8, color=INK
-        )
+        words = textwrap.wrap(self.caption, 105)
+        width, height = self.figure.get_size_inches()
+        note = self.figure.supxlabel("\n".join(words), x=0.01, ha="left", fontsize=8, color=INK)
+        self.figure.set_size_inches(width, height + 0.16 * len(words))
         self.figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
         note.set_text("")
         note.set_in_layout(False)
+        self.figure.set_size_inches(width, height)
         return path
 
     def svg(self) -> str:

@@ -94,7 +94,7 @@ def seconds_by_step(costs: Sequence[StepCost]) -> Chart | None:
     if not costs:
         return None
     kinds = sorted(dict.fromkeys(kind for cost in costs for kind in cost.seconds), key=lambda kind: kind != "load")
-    figure, axes = new(6.8, 1.5 + 0.32 * len(costs), "Work of each step")
+    figure, axes = new(6.8, max(2.6, 1.5 + 0.32 * len(costs)), "Work of each step")
     left = [0.0] * len(costs)
     for index, kind in enumerate([*kinds, "other"]):
         widths = [cost.other_s if kind == "other" else cost.seconds.get(kind, 0.0) for cost in costs]
