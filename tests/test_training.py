@@ -30,7 +30,7 @@ from ctxasr_ray.recipes import tiny_models
 from ctxasr_ray.training import batches, features, objectives
 from ctxasr_ray.training.assets import ASSETS, DIGESTS, ship
 from ctxasr_ray.training.augment import SpecAugment
-from ctxasr_ray.training.config import Task, TrainingConfig
+from ctxasr_ray.training.config import Optimiser, Task, TrainingConfig
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask, greedy
 from ctxasr_ray.training.language import LanguageModelTask
@@ -380,7 +380,7 @@ def shrunk(config: TrainingConfig, tmp_path: Path) -> TrainingConfig:
     )
 
 
-@pytest.mark.parametrize("recipe", [tiny_models.train_ctc, tiny_models.train_lm, tiny_models.train_attention])
+@pytest.mark.parametrize("recipe", [tiny_models.train_ctc_start, tiny_models.train_lm, tiny_models.train_attention])
 def test_the_loss_of_each_recipe_falls_within_twenty_steps(recipe: object, tmp_path: Path) -> None:
     run(shrunk(recipe(), tmp_path), tmp_path)  # type: ignore[operator]
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -396,7 +396,7 @@ def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert f"{directory}/model" in printed
     assert "dev_perplexity" in printed
-    with pytest.raises(ValueError, match="recipes: ctc, lm, attention"):
+    with pytest.raises(ValueError, match="recipes: ctc_start, ctc, lm, attention"):
         tiny_models.main(["ctcc"])
 
 
@@ -412,6 +412,17 @@ def test_a_published_ctc_model_loads_with_transformers_alone(tmp_path: Path) -> 
     assert logits.shape[-1] == len(tokenizer)
     ids = tokenizer("hello there", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids, group_tokens=False) == "hello there"
+
+
+def test_a_training_can_start_from_an_earlier_model(tmp_path: Path) -> None:
+    fast = Optimiser(learning_rate=5e-3, warm_up_steps=3)
+    first = run(tone_ctc(num_steps=30, log_every=1, optimiser=fast), tmp_path / "first")
+    again = dataclasses.replace(tone_task(), initial=str(first))
+    run(tone_ctc(task=again, num_steps=1, log_every=1), tmp_path / "second")
+    before, after = (json.loads((tmp_path / d / "log.jsonl").read_text().splitlines()[0]) for d in ("first", "second"))
+    assert after["loss"] < 0.8 * before["loss"]
+    with pytest.raises(ValueError, match="not a model of this architecture"):
+        dataclasses.replace(again, hidden_size=32).build(tmp_path / "third", 0)
 
 
 def test_a_published_lm_begins_a_text_by_its_own_convention(tmp_path: Path) -> None:

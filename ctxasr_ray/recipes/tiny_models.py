@@ -18,6 +18,8 @@ from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
 
 LM: Final = str(Path(__file__).parents[1] / "assets" / "lm")
 """The shipped language model, whose tokenizer the attention model writes with."""
+LIGHT_MASKS: Final = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
+"""For models that see so little speech that they cannot learn it by heart."""
 
 
 def train_lm() -> TrainingConfig:
@@ -35,10 +37,10 @@ def train_lm() -> TrainingConfig:
     )
 
 
-def train_ctc() -> TrainingConfig:
-    """Trains the character CTC recogniser on 25 hours of synthetic speech in many voices and noises."""
+def train_ctc_start() -> TrainingConfig:
+    """Trains the character CTC recogniser from random weights, on 25 hours of speech in 248 voices and many noises."""
     return TrainingConfig(
-        name="ctc",
+        name="ctc_start",
         seed=12,
         task=CtcTask(
             train=SyntheticSpeech(num_utterances=20_000), dev=SyntheticSpeech(num_utterances=150, split="dev")
@@ -46,6 +48,25 @@ def train_ctc() -> TrainingConfig:
         num_steps=4500,
         batch_size=10_000,
         optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=300, weight_decay=0.01),
+        precision="bfloat16",
+    )
+
+
+def train_ctc() -> TrainingConfig:
+    """Trains the CTC recogniser of `train_ctc_start` on, on 15 hours of other speech and in smaller batches."""
+    return TrainingConfig(
+        name="ctc",
+        seed=14,
+        task=CtcTask(
+            train=SyntheticSpeech(num_utterances=12_000, first=20_000),
+            dev=SyntheticSpeech(num_utterances=150, split="dev"),
+            dropout=0.0,
+            augment=LIGHT_MASKS,
+            initial="runs/train/ctc_start/model",
+        ),
+        num_steps=4500,
+        batch_size=6000,
+        optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=100, weight_decay=0.01),
         precision="bfloat16",
     )
 
@@ -59,7 +80,7 @@ def train_attention() -> TrainingConfig:
             train=SyntheticSpeech(num_utterances=12_000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
             tokenizer=LM,
-            augment=SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10),
+            augment=LIGHT_MASKS,
         ),
         num_steps=4500,
         batch_size=12 * 800,
@@ -69,6 +90,7 @@ def train_attention() -> TrainingConfig:
 
 
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
+    "ctc_start": train_ctc_start,
     "ctc": train_ctc,
     "lm": train_lm,
     "attention": train_attention,

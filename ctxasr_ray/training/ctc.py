@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.models import checkpoint
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.augment import SpecAugment
 from ctxasr_ray.training.dev_errors import error_rates
@@ -39,6 +40,8 @@ class CtcTask:
     num_mel_bins: int = 80
     dropout: float = 0.1
     augment: SpecAugment | None = field(default_factory=SpecAugment)
+    initial: str | None = None
+    """Hugging Face directory of an earlier training whose weights this one starts from; None starts at random."""
     features_directory: str | None = runtime_field(None)
     """Where the features lie; None keeps them in the run's directory. They take 16 kB per second of speech."""
 
@@ -60,32 +63,14 @@ class CtcTraining:
             directory: Of the run.
             num_processes: For the features.
         """
-        from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetFeatureExtractor, ParakeetForCTC
+        from transformers import ParakeetFeatureExtractor
 
         from ctxasr_ray.training import features
 
         self._augment = config.augment
         self.tokenizer = character_tokenizer()
         self.extractor = ParakeetFeatureExtractor(feature_size=config.num_mel_bins)
-        encoder = ParakeetEncoderConfig(
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            conv_kernel_size=config.convolution_kernel,
-            subsampling_factor=config.subsampling_factor,
-            subsampling_conv_channels=config.subsampling_channels,
-            num_mel_bins=config.num_mel_bins,
-            dropout=config.dropout,
-            # Dropout is drawn per weight of every attention matrix: on a CPU that costs more than the products.
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-            layerdrop=0.0,
-        )
-        blank = self.tokenizer.pad_token_id
-        self.model: Any = ParakeetForCTC(
-            ParakeetCTCConfig(vocab_size=len(self.tokenizer), pad_token_id=blank, encoder_config=encoder)
-        )
+        self.model: Any = _parakeet(config, self.tokenizer)
         parent = directory / "features" if config.features_directory is None else Path(config.features_directory)
         self._train = features.compute(config.train, self.extractor, parent / "train", num_processes=num_processes)
         self._dev = features.compute(config.dev, self.extractor, parent / "dev", num_processes=num_processes)
@@ -147,3 +132,33 @@ class CtcTraining:
         from ctxasr_ray.training.publish import publish
 
         publish(self.model, directory, tokenizer=self.tokenizer, extractor=self.extractor)
+
+
+def _parakeet(config: CtcTask, tokenizer: Any) -> Any:
+    """The model, with random weights or those of `config.initial`."""
+    from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC
+
+    encoder = ParakeetEncoderConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        conv_kernel_size=config.convolution_kernel,
+        subsampling_factor=config.subsampling_factor,
+        subsampling_conv_channels=config.subsampling_channels,
+        num_mel_bins=config.num_mel_bins,
+        dropout=config.dropout,
+        # Dropout is drawn per weight of every attention matrix: on a CPU that costs more than the products.
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        layerdrop=0.0,
+    )
+    settings = ParakeetCTCConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, encoder_config=encoder)
+    model = ParakeetForCTC(settings)
+    if config.initial is not None:
+        earlier = checkpoint.load_model(ParakeetForCTC, checkpoint.resolve(config.initial), dtype="float32")
+        try:
+            model.load_state_dict(earlier.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"'{config.initial}' is not a model of this architecture: {error}") from error
+    return model

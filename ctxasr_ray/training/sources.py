@@ -48,9 +48,11 @@ class Speech(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticSpeech:
-    """The first utterances of a split of the synthetic corpus, spoken when they are asked for."""
+    """Utterances of a split of the synthetic corpus, spoken when they are asked for."""
 
     num_utterances: int
+    first: int = 0
+    """Number of the first one; the corpus has no end."""
     split: str = "train"
     corpus: SyntheticConfig = field(default_factory=SyntheticConfig)
 
@@ -63,7 +65,7 @@ class SyntheticSpeech:
 
     def example(self, index: int) -> Example:
         """Speaks one utterance."""
-        spoken = self.corpus.spoken(self.split, index)
+        spoken = self.corpus.spoken(self.split, self.first + index)
         return Example(spoken.utterance_id, spoken.text, spoken.samples)
 
 
