@@ -117,7 +117,12 @@ def _recipe(command: str, words: list[str]) -> tuple[str, list[str]]:
     return words[0], words[1:]
 
 
-def _parse_evaluate(command: str, words: list[str]) -> Evaluate:
+def parse_evaluate(command: str, words: list[str]) -> Evaluate:
+    """Reads a recipe's name and its overrides, as every command does that works on a run.
+
+    Raises:
+        ValueError: no recipe, or an unknown one.
+    """
     name, rest = _recipe(command, words)
     home = f"runs/{name.replace(':', '-')}"
     default = Evaluate(root=home, experiment=find(name)())
@@ -128,12 +133,12 @@ def _parse_evaluate(command: str, words: list[str]) -> Evaluate:
 
 def _evaluate(words: list[str]) -> int:
     """Run a recipe on a manifest: N-best, scores, fusion, results, report."""
-    return evaluate(_parse_evaluate("evaluate", words))
+    return evaluate(parse_evaluate("evaluate", words))
 
 
 def _quickstart(words: list[str]) -> int:
     """Run the whole line on a synthetic corpus with the shipped tiny models (about two minutes)."""
-    return evaluate(_parse_evaluate("quickstart", ["quickstart", *words]))
+    return evaluate(parse_evaluate("quickstart", ["quickstart", *words]))
 
 
 def evaluate(options: Evaluate) -> int:
@@ -204,7 +209,7 @@ def _plan(words: list[str]) -> int:
     """Say what a recipe would run, what is committed already, and what it asks of the cluster."""
     from ctxasr_ray import execution, pipeline
 
-    options = _parse_evaluate("plan", words)
+    options = parse_evaluate("plan", words)
     store, shards = _open(options)
     _show(execution.plan(store, pipeline.line(options.experiment).steps, shards), options.json)
     return 0
@@ -214,7 +219,7 @@ def _status(words: list[str]) -> int:
     """Say how far a run is, from its receipts, also while it goes on."""
     from ctxasr_ray import execution, pipeline
 
-    options = _parse_evaluate("status", words)
+    options = parse_evaluate("status", words)
     store, shards = _open(options)
     _show(execution.status(store, pipeline.line(options.experiment).steps, shards), options.json)
     return 0
@@ -222,7 +227,7 @@ def _status(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     """Write the report of a finished run again."""
-    options = _parse_evaluate("report", words)
+    options = parse_evaluate("report", words)
     store, shards = _open(options)
     print(_write_report(options, store, shards))
     return 0
@@ -231,7 +236,7 @@ def _report(words: list[str]) -> int:
 def _write_report(options: Evaluate, store: "Store", shards: "list[Shard]") -> Path:
     from ctxasr_ray import pipeline
 
-    assert options.report is not None, "set by _parse_evaluate"
+    assert options.report is not None, "set by parse_evaluate"
     title = f"Run {options.root.rstrip('/').rpartition('/')[2]}"
     return pipeline.report(options.experiment, store, shards, options.report, title)
 

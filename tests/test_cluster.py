@@ -291,12 +291,12 @@ def test_the_entry_point_is_a_job_of_ours_with_options_that_its_parser_takes(job
     assert python == "python"
     assert script.startswith("/opt/ctxasr/")
     assert (ROOT / script.removeprefix("/opt/ctxasr/")).is_file()
-    parsed = cli._parse_evaluate("evaluate", [recipe, *options])
+    parsed = cli.parse_evaluate("evaluate", [recipe, *options])
     assert parsed.root.startswith("s3://"), "workers on several nodes need a root that all of them reach"
 
 
 def test_every_pool_fits_the_worker_groups_with_its_label(job: RayJob) -> None:
-    experiment = cli._parse_evaluate("evaluate", words(job)[2:]).experiment
+    experiment = cli.parse_evaluate("evaluate", words(job)[2:]).experiment
     steps = [step for step in pipeline.line(experiment).steps if step.config.WRITES not in {*GATHERED, "utterances"}]
     nodes = [
         Node(group.labels, float(limits["cpu"]), float(limits["nvidia.com/gpu"]))
