@@ -1,0 +1,1 @@
+"""phrase lists -> CONTEXT, and how phrases sound."""
