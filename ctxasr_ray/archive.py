@@ -75,6 +75,22 @@ def check_archive(path: str) -> None:
         _index(path, stream)
 
 
+def list_members(path: str) -> dict[str, int]:
+    """Names and sizes in bytes of the files in a tar archive, in its order.
+
+    Args:
+        path: Local path or URL of a plain tar archive.
+
+    Raises:
+        AudioError: as `check_archive`, or the archive is truncated.
+    """
+    with _open_file(path) as stream:
+        index = _index(path, stream)
+    if index.cut:
+        raise AudioError(path, "is truncated; copy it again from its source")
+    return {name: size for name, (_, size) in index.members.items()}
+
+
 @contextlib.contextmanager
 def _open_file(path: str) -> Iterator[IO[bytes]]:
     try:

@@ -108,6 +108,18 @@ def resolve(folder: str, audio: str) -> str:
     return f"{folder}/{audio}" if is_url(folder) else str(Path(folder, audio))
 
 
+def resolve_near(folder: str, audio: str) -> str:
+    """As `resolve`; a path that exists from the working directory alone, as Kaldi and Lhotse mean it, is that one."""
+    found = resolve(folder, audio)
+    return str(Path(audio).absolute()) if not Path(found).exists() and Path(audio).exists() else found
+
+
+def split_of(name: str) -> str:
+    """The split that a folder or file is named after: train-clean-100 is train, validation is dev; else test."""
+    word = re.split(r"[^a-z]", name.lower())[0]
+    return "train" if word == "train" else "dev" if word in ("dev", "val", "valid", "validation") else "test"
+
+
 def corpus_name(path: str | Path) -> str:
     """Names a corpus that has no name: after the manifest, or after its folder where it is just called manifest.
 

@@ -1,5 +1,7 @@
 """Any corpus by its path -> UTTERANCES."""
 
+import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -8,21 +10,53 @@ import pyarrow as pa
 
 from ctxasr_ray import audio, schema
 from ctxasr_ray.archive import is_url
-from ctxasr_ray.corpora import folder, nemo
-from ctxasr_ray.corpora.lines import ManifestError, refuse_corpus_name
+from ctxasr_ray.corpora import (
+    common_voice,
+    folder,
+    hf_dataset,
+    kaldi,
+    lhotse,
+    librispeech,
+    nemo,
+    stm,
+    webdataset,
+)
+from ctxasr_ray.corpora.lines import ManifestError, read_lines, refuse_corpus_name
 
 MANIFEST: Final = "manifest.jsonl"
 """Name of the manifest in a folder that `prepare` made."""
 _THREADS: Final = 8
 
 
-def read_corpus(path: str | Path, corpus: str | None = None) -> pa.Table:
-    """Reads a corpus of whatever kind the path shows.
+def _read_nemo(path: str | Path, corpus: str | None) -> pa.Table:
+    is_folder = not is_url(str(path)) and Path(path).is_dir()
+    return nemo.read(Path(path) / MANIFEST if is_folder else path, corpus)
+
+
+READERS: Final[Mapping[str, Callable[[str | Path, str | None], pa.Table]]] = {
+    "nemo": _read_nemo,
+    "folder": folder.read,
+    "kaldi": kaldi.read,
+    "librispeech": librispeech.read,
+    "stm": stm.read,
+    "common_voice": common_voice.read,
+    "lhotse": lhotse.read,
+    "webdataset": webdataset.read,
+}
+"""Kinds of corpora; each reader takes the path and the name of the corpus."""
+KINDS: Final = (*READERS, "hf_dataset")
+"""What `prepare` takes: all readers, and Parquet files, whose recordings must be extracted first."""
+
+
+def read_corpus(path: str | Path, corpus: str | None = None, kind: str | None = None) -> pa.Table:
+    """Reads a corpus of whatever kind the path shows, or of the kind that is named.
 
     Args:
-        path: A NeMo manifest (.jsonl, .json, .ndjson; also a URL), a folder that holds `manifest.jsonl`, a folder of
-            recordings with a TSV or one .txt each, or a .tsv file.
+        path: A NeMo manifest (.jsonl, .json, .ndjson; also a URL), a folder that holds `manifest.jsonl`, a Kaldi data
+            directory, a LibriSpeech tree, stm with recordings, Common Voice, Lhotse cuts or Shar, WebDataset tars, a
+            .tsv, or a folder of recordings with a TSV or one .txt each.
         corpus: Name of the corpus; by default what the manifest says, or the name of the file or folder.
+        kind: A key of `READERS`; by default what the path holds.
 
     Returns:
         UTTERANCES; durations that the corpus does not state are read from the headers, and stay null where a
@@ -34,25 +68,96 @@ def read_corpus(path: str | Path, corpus: str | None = None) -> pa.Table:
     """
     if corpus is not None:
         refuse_corpus_name(path, corpus)
-    text = str(path)
-    local = Path(text)
-    suffix = text.rpartition(".")[2].lower()
-    if not is_url(text) and not local.exists():
+    if kind is not None and kind not in READERS:
+        raise ManifestError(path, f"kind '{kind}' is unknown; choose one of {', '.join(READERS)}")
+    if not is_url(str(path)) and not Path(path).exists():
         raise ManifestError(path, "does not exist; name a manifest (.jsonl), a .tsv, or a folder of recordings")
-    if not is_url(text) and local.is_dir():
-        made = local / MANIFEST
-        table = nemo.read(made, corpus) if made.exists() else folder.read(local, corpus)
-    elif suffix in ("jsonl", "json", "ndjson"):
-        table = nemo.read(path, corpus)
-    elif suffix == "tsv" and not is_url(text):
-        table = folder.read(local, corpus)
-    else:
+    return _with_durations(READERS[kind or kind_of(path)](path, corpus))
+
+
+def prepare(kind: str, source: str | Path, directory: str | Path, corpus: str | None = None) -> Path:
+    """Writes the manifest of a corpus of any kind, which `read_corpus` and every recipe read.
+
+    Args:
+        kind: One of `KINDS`.
+        source: What the reader of that kind takes.
+        directory: Made if missing; gets `manifest.jsonl`, and from Parquet the recordings. Others stay where they are.
+        corpus: Name of the corpus.
+
+    Returns:
+        The manifest, whole or absent.
+
+    Raises:
+        ManifestError: as `read_corpus`.
+    """
+    if kind == "hf_dataset":
+        return hf_dataset.extract(source, directory, corpus)
+    table = read_corpus(source, corpus, kind)
+    target = Path(directory).absolute() / MANIFEST
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{MANIFEST}.{os.getpid()}")
+    part.write_text("".join(f"{nemo.manifest_line(row)}\n" for row in table.to_pylist()), "utf-8", newline="\n")
+    part.replace(target)
+    return target
+
+
+def kind_of(path: str | Path) -> str:
+    """The kind of corpus that a path shows, a key of `READERS`.
+
+    Raises:
+        ManifestError: none.
+    """
+    text = str(path)
+    suffix = text.lower().removesuffix(".gz").rpartition(".")[2]
+    if not is_url(text) and Path(text).is_dir():
+        return _kind_of_folder(Path(text))
+    if suffix in ("jsonl", "json", "ndjson"):
+        return "lhotse" if not is_url(text) and _holds_cuts(Path(text)) else "nemo"
+    if suffix == "tsv" and not is_url(text):
+        return "common_voice" if (Path(text).parent / "clips").is_dir() else "folder"
+    if suffix in ("stm", "tar") and not is_url(text):
+        return "stm" if suffix == "stm" else "webdataset"
+    if suffix == "parquet":
+        raise ManifestError(path, _PARQUET)
+    raise ManifestError(
+        path,
+        f"'.{suffix}' is no kind of corpus that is read; name a NeMo manifest (.jsonl, .json), a .tsv with "
+        "a column audio_filepath, or a folder of recordings",
+    )
+
+
+_PARQUET: Final = "is Parquet, whose recordings cannot be read in place; extract it once: ctxasr prepare hf_dataset"
+
+
+def _kind_of_folder(place: Path) -> str:
+    shown = (
+        ("nemo", (place / MANIFEST).exists()),
+        ("kaldi", (place / "wav.scp").exists()),
+        ("lhotse", lhotse.is_shar(place)),
+        ("common_voice", (place / "clips").is_dir() and any((place / f).exists() for f in common_voice.SPLIT_FILES)),
+        ("webdataset", any(place.glob("*.tar"))),
+    )
+    found = next((kind for kind, is_shown in shown if is_shown), None)
+    beside = next((p for p in sorted(place.glob("*.json*")) if found == "webdataset"), None)
+    if beside is not None:
         raise ManifestError(
-            path,
-            f"'.{suffix}' is no kind of corpus that is read; name a NeMo manifest (.jsonl, .json), a .tsv with "
-            "a column audio_filepath, or a folder of recordings",
+            place, f"holds tars and {beside.name}; name that file if it is their manifest, else one tar"
         )
-    return _with_durations(table)
+    if found is not None:
+        return found
+    for pattern, kind in (("*.trans.txt", "librispeech"), ("*.stm", "stm"), ("*.parquet", "hf_dataset")):
+        if any(place.rglob(pattern)):
+            if kind == "hf_dataset":
+                raise ManifestError(place, f"its *.parquet {_PARQUET}")
+            return kind
+    return "folder"
+
+
+def _holds_cuts(path: Path) -> bool:
+    """Whether the first line is a cut of Lhotse rather than a line of NeMo."""
+    number, first = next(read_lines(path))
+    fields = nemo.parse(path, number, first)
+    return "audio_filepath" not in fields and "start" in fields and ("recording" in fields or "supervisions" in fields)
 
 
 def _with_durations(table: pa.Table) -> pa.Table:

@@ -75,8 +75,8 @@ def read(path: str | Path, corpus: str | None = None) -> pa.Table:
     default = corpus or corpus_name(path)
     rows, lines = [], []
     for number, line in read_lines(path):
-        fields = _parse(path, number, line)
-        rows.append(_row(path, number, fields, folder, default))
+        fields = parse(path, number, line)
+        rows.append(utterance(path, number, fields, folder, default))
         lines.append(number)
     refuse_duplicates(path, zip(lines, (row["utterance_id"] for row in rows), strict=True))
     _refuse_unsafe_archives(path, {str(row["audio_uri"]) for row in rows})
@@ -100,7 +100,13 @@ def manifest_line(utterance: Mapping[str, Any], extra: Mapping[str, Any] | None 
     return json.dumps({**row, **(extra or {})}, ensure_ascii=False)
 
 
-def _parse(path: str | Path, number: int, line: str) -> dict[str, Any]:
+def parse(path: str | Path, number: int, line: str) -> dict[str, Any]:
+    """One JSON object, without nan, infinity and half characters.
+
+    Raises:
+        ManifestError: broken, naming file, line and column.
+    """
+
     def refuse_constant(constant: str) -> NoReturn:
         raise ManifestError(path, f"{constant} is no JSON; leave the key out where the value is unknown", number)
 
@@ -131,7 +137,21 @@ def _refuse_half_characters(path: str | Path, number: int, fields: object) -> No
 _EXAMPLE: Final = '{"audio_filepath": "a.wav", "text": "hello"}'
 
 
-def _row(path: str | Path, number: int, fields: dict[str, Any], folder: str, corpus: str) -> dict[str, Any]:
+def utterance(
+    path: str | Path, number: int | None, fields: Mapping[str, Any], folder: str, corpus: str
+) -> dict[str, Any]:
+    """A row of UTTERANCES from the keys of one line, with their types checked.
+
+    Args:
+        path: Of the manifest, for messages.
+        number: Of the line, for messages.
+        fields: NeMo's keys, names of columns, and others, which become attributes.
+        folder: Where relative audio paths start.
+        corpus: Name of the corpus where the line has none.
+
+    Raises:
+        ManifestError: no recording, a key that stands under two names, or a value of a wrong type.
+    """
     row: dict[str, Any] = {}
     extra: dict[str, str] = {}
     for key, value in fields.items():
