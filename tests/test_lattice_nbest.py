@@ -119,6 +119,15 @@ def test_a_written_lattice_gives_words_times_and_scores_with_the_better_way_thro
     assert (path.start_s, path.end_s) == ((0.1, 0.5), (0.4, 0.9))
 
 
+def test_speech_that_is_cut_off_keeps_its_last_word() -> None:
+    (path,) = LatticeSearch(read_htk(SLF.replace("!SENT_END", "now")), lambda word, history: -1.0).best(5)
+    assert path.words == ("hi", "there", "now")
+    assert path.score == pytest.approx(-6.5 - 4.0)
+    alone = "start=0\nend=0\nI=0 t=0.00 W=!SENT_START v=1\n"
+    (nothing,) = LatticeSearch(read_htk(alone), lambda word, history: -1.0).best(5)
+    assert (nothing.words, nothing.acoustic) == ((), 0.0)
+
+
 def test_the_work_is_counted() -> None:
     search = LatticeSearch(read_htk(SLF), lambda word, history: -1.0)
     search.best(5)

@@ -8,6 +8,7 @@ from typing import Final
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Experiment, asset
 from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 
 
@@ -26,7 +27,16 @@ def ctc() -> Experiment:
     return Experiment(first_pass=CtcConfig(model="facebook/wav2vec2-base-960h"))
 
 
-RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {"quickstart": quickstart, "ctc": ctc}
+def pocketsphinx() -> Experiment:
+    """Real English speech without any hub: PocketSphinx and the model in its wheel, first pass and oracle."""
+    return Experiment(first_pass=PocketSphinxConfig())
+
+
+RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
+    "quickstart": quickstart,
+    "ctc": ctc,
+    "pocketsphinx": pocketsphinx,
+}
 
 
 def find(name: str) -> Callable[[], Experiment]:

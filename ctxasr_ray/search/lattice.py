@@ -121,7 +121,8 @@ def word_links(lattice: Lattice, order: Int64) -> WordLinks:
 def read_htk(text: str, *, sentence_start: str = "<s>", sentence_end: str = "</s>") -> Lattice:
     """Reads a lattice as PocketSphinx writes it: `I= t= W=` for nodes, `J= S= E= a=` for links, `a` in nats.
 
-    Nodes called !NULL, !SENT_START or in brackets are fillers, but for the start and end that the header names.
+    Nodes called !NULL, !SENT_START or in brackets are fillers, but for the start and end that the header names. Speech
+    that is cut off ends in a word: the end of the sentence is then put behind it, at no cost.
 
     Args:
         text: The whole file.
@@ -157,6 +158,11 @@ def read_htk(text: str, *, sentence_start: str = "<s>", sentence_end: str = "</s
     if "start" not in header or "end" not in header or not words:
         raise ValueError(f"lattice: {len(words)} nodes, header {sorted(header)}; expected start=, end= and nodes.")
     start, end = int(header["start"]), int(header["end"])
+    if end == start or words[end] is not None:
+        links.append((end, len(words), 0.0))
+        start_s.append(start_s[end])
+        end = len(words)
+        words.append(None)
     words[start], words[end] = sentence_start, sentence_end
     sources, targets, acoustics = zip(*links, strict=True) if links else ((), (), ())
     return Lattice(
