@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ctxasr_ray.execution import OnProgress, RunSummary, run_inline
 from ctxasr_ray.experiment import CorpusConfig, Experiment
+from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
@@ -100,8 +101,11 @@ def add_corpus(experiment: Experiment, store: Store, utterances: pa.Table) -> li
     """Cuts a manifest into shards and commits them.
 
     Raises:
-        ValueError: no rows, or the experiment must fit weights and no row is dev.
+        ValueError: no rows, the experiment must fit weights and no row is dev, or imported lists are of utterances
+            that the manifest does not have.
     """
+    if isinstance(experiment.first_pass, ImportedConfig):
+        experiment.first_pass.refuse_other_corpus(utterances["utterance_id"].to_pylist())
     if utterances.num_rows == 0:
         raise ValueError("the manifest has no utterances; nothing can be evaluated.")
     if experiment.scorers and experiment.fixed_weights is None and "dev" not in set(utterances["split"].to_pylist()):

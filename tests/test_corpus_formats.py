@@ -267,6 +267,7 @@ def cut_line(**fields: Any) -> str:
         ),
         (cut_line(channel=3), "'c': no source with that channel"),
         (cut_line(recording={"transforms": [{"name": "Speed", "kwargs": {}}]}), "'c' is changed by Speed"),
+        (cut_line(type="MultiCut", channel=[0, 1]), "'c' has channels [0, 1] in several files"),
         (cut_line() + cut_line(), "'c' stands in line 1 already"),
         (cut_line(id=""), "column 'id': is no cut"),
         (cut_line(recording={"sources": None}), "'c' is no cut of a recording"),

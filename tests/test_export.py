@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ctxasr_ray.corpora.manifest import read_corpus
 from ctxasr_ray.first_pass.imported import ImportedConfig
@@ -181,3 +183,27 @@ def test_words_without_times_and_tables_that_are_missing_are_refused(tmp_path: P
         export("xml", tmp_path / "x", utterances=utterances())
     with pytest.raises(ValueError, match=r"'s2-b' stands in utterances only \(1 such\)"):
         export("trn", tmp_path / "x", utterances=utterances(), transcripts=transcripts().slice(1))
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00\ufeff(){}@"), max_size=12)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TEXT, min_size=4, max_size=4))
+def test_any_text_reads_back_from_any_format(tmp_path: Path, texts: list[str]) -> None:
+    said = transcripts(texts)
+    ids = [row["utterance_id"] for row in ROWS]
+    for form in ("trn", "kaldi"):
+        done = export(form, tmp_path / "hyp", utterances=utterances(), transcripts=said)
+        assert read_hypotheses(done.path, form, ()) == {i: " ".join(t.split()) for i, t in zip(ids, texts, strict=True)}
+    done = export("nemo", tmp_path / "hyp.jsonl", utterances=utterances(), transcripts=said)
+    assert read_hypotheses(done.path, "nemo", ()) == dict(zip(ids, texts, strict=True))
+    lists = hypotheses_table(
+        [
+            NBest(utterance_id=i, hypotheses=[Hypothesis(text=t, origin="imported")])
+            for i, t in zip(ids, texts, strict=True)
+        ]
+    )
+    done = export("nbest", tmp_path / "nbest.jsonl", utterances=utterances(), hypotheses=lists)
+    config = ImportedConfig(paths=(str(done.path),), format="nbest")
+    assert config.build()(utterances().select(["utterance_id"]), costs=Costs()).equals(lists)

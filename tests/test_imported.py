@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,18 @@ from real import real
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.corpora.lines import ManifestError
 from ctxasr_ray.first_pass.imported import ImportedConfig
+from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.metrics.counts import read_errors
+from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.transcript_files import read_hypotheses, read_references
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table, read_nbest, score_matrix
+from ctxasr_ray.pipeline import add_corpus
+from ctxasr_ray.recipes.evaluation import ctc
 from ctxasr_ray.schema import ContractError, conform
 from ctxasr_ray.stage import Costs
+from ctxasr_ray.store import Store
 
 OPAQUE = {"score_kinds": {"score": "opaque"}}
 NATURAL = {"score_kinds": {"score": "log_prob"}, "log_base": "e", "eos": "included"}
@@ -211,6 +218,23 @@ def test_missing_ids_keep_their_row_and_extra_ids_are_named(tmp_path: Path) -> N
         config.refuse_other_corpus(["u0", "u2"])
 
 
+def test_a_missing_list_counts_as_deletions(tmp_path: Path) -> None:
+    path = write(tmp_path / "text", "u1 a b\n")
+    table = utterances("u0", "u1", references={"u0": "x y z", "u1": "a c"})
+    lists = ImportedConfig(paths=(path,), format="kaldi").build()(table.select(["utterance_id"]), costs=Costs())
+    transcripts = LogLinearConfig().build()(lists, costs=Costs())
+    errors = ErrorCountsConfig(normaliser="none").build()(table, transcripts, costs=Costs())
+    counts = next(c.counts for c in read_errors(errors) if c.metric == "wer")
+    assert (counts.deletions.tolist(), counts.substitutions.tolist()) == ([3, 0], [0, 1])
+
+
+def test_a_run_refuses_lists_of_another_utterance_set_before_any_work(tmp_path: Path) -> None:
+    path = write(tmp_path / "text", "u1 a b\nu7 c\n")
+    experiment = replace(ctc(), first_pass=ImportedConfig(paths=(path,), format="kaldi"))
+    with pytest.raises(ValueError, match="1 lists are of utterances that the corpus does not have: 'u7'"):
+        add_corpus(experiment, Store(tmp_path / "run"), utterances("u0", "u1"))
+
+
 def test_an_id_that_stands_twice_is_refused_where_scores_would_mix(tmp_path: Path) -> None:
     config = ImportedConfig(paths=(mlm(tmp_path / "a"), mlm(tmp_path / "b")), format="mlm_scoring", **NATURAL)
     with pytest.raises(ManifestError, match=r"'u1' has a list in .*a/n.am.json, 'u1' already.*joined by a union"):
@@ -268,6 +292,9 @@ def test_a_positive_log_prob_is_refused_and_an_opaque_number_stays_as_it_is(tmp_
         ("hyporadise", '[{"input": [null], "utterance_id": "u"}]', "'input' is no list of texts"),
         ("nbest", '{"hypotheses": []}', "expected an object with utterance_id"),
         ("nbest", '{"utterance_id": "u", "hypotheses": [{"text": "a", "scores": [{}]}]}', "expected source, kind"),
+        ("nbest", '{"utterance_id": "u", "hypotheses": [{"text": "a", "token_ids": "x"}]}', "'token_ids': expected a"),
+        ("nbest", '{"utterance_id": "u", "hypotheses": [{"text": "a", "token_ids": [null]}]}', "got 'None'"),
+        ("nbest", '{"utterance_id": "u", "error_type": "odd"}', "column 'error_type': expected one of audio"),
         ("nbest", '{"utterance_id": "u", "hypotheses": [{"words": "a"}]}', "expected text, scores"),
         ("kaldi", "u1 a\nu1 b\n", "'u1' stands in line 1 already"),
         ("trn", "no id\n", "does not end with an id in parentheses"),
@@ -300,6 +327,11 @@ def test_a_changed_list_changes_the_fingerprint_and_another_place_does_not(tmp_p
     write(tmp_path / "a/logdir/output.1/1best_recog/score", "u1 -1.25\n")
     config = ImportedConfig(paths=(str(tmp_path / "a"),), format="espnet", **OPAQUE)
     assert config.fingerprint() != prints[0]
+
+
+def test_a_refusal_travels_between_processes_as_it_is() -> None:
+    error = ManifestError("lists.json", "is odd", 3, "score")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "lists.json, line 3, column 'score': is odd"
 
 
 # union

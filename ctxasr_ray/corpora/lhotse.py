@@ -129,6 +129,10 @@ def _in_recording(path: Path, number: int, cut: Mapping[str, Any]) -> dict[str, 
     if source is None or source["type"] not in ("file", "url"):
         got = "no source with that channel" if source is None else f"source of type '{source['type']}'"
         raise ManifestError(path, f"'{cut['id']}': {got}; expected a file or a URL (commands are not run)", number)
+    if not set(wanted) <= set(source["channels"]):
+        raise ManifestError(
+            path, f"'{cut['id']}' has channels {wanted} in several files; write one cut per channel", number
+        )
     start_s, duration_s = float(cut["start"]), float(cut["duration"])
     if start_s < 0 or duration_s <= 0 or start_s + duration_s > float(recording["duration"]) + SHORTFALL_S:
         raise ManifestError(

@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 
 import pyarrow as pa
 
+from ctxasr_ray.archive import AudioError, is_url, open_binary
 from ctxasr_ray.corpora.lines import ManifestError
 from ctxasr_ray.first_pass.nbest_formats import FORMATS
 from ctxasr_ray.first_pass.nbest_lists import IdRule, Listed
@@ -22,6 +23,7 @@ from ctxasr_ray.stage import Costs, Resources
 _NATS: Final[Mapping[str, float]] = {"e": 1.0, "10": math.log(10.0)}
 """Base of a logarithm -> nats per unit."""
 _KINDS: Final = ("log_prob", "opaque", "search")
+_BLOCK_BYTES: Final = 2**20
 _CERTAIN: Final = 1e-6
 """How far above 0 a log-probability may lie by rounding."""
 
@@ -39,8 +41,8 @@ class ImportedConfig:
     WRITES: ClassVar[str] = "hypotheses"
 
     paths: tuple[str, ...] = field(metadata={"identity": False})
-    """Files or folders in reach of every worker. Several are parts of one set of lists (dev and test), and in a
-    format with one transcript per file also several systems, best first. Their digests are in the stage hash."""
+    """Files (also URLs) or folders in reach of every worker. Several are parts of one set of lists (dev and test), and
+    in a format with one transcript per file also several systems, best first. Their digests are in the stage hash."""
     format: str
     """One of `nbest_formats.FORMATS`."""
     score_kinds: Mapping[str, str] = field(default_factory=dict)
@@ -205,12 +207,16 @@ class Imported:
 
 def _digest(path: str) -> str:
     place = Path(path)
-    if not place.exists():
-        raise ValueError(f"imported: '{path}' does not exist; name a file or folder with N-best lists.")
-    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
     hasher = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(place).as_posix().encode() if place.is_dir() else b""
-        content = hashlib.sha256(file.read_bytes()).digest()
-        hasher.update(len(name).to_bytes(8, "little") + name + content)
+    if not is_url(path) and place.is_dir():
+        for file in sorted(p for p in place.rglob("*") if p.is_file()):
+            name = file.relative_to(place).as_posix().encode()
+            hasher.update(len(name).to_bytes(8, "little") + name + bytes.fromhex(_digest(str(file))))
+        return hasher.hexdigest()
+    try:
+        with open_binary(path) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                hasher.update(block)
+    except AudioError as error:
+        raise ManifestError(path, f"{error.reason}; name a file or folder with N-best lists") from error
     return hasher.hexdigest()

@@ -8,9 +8,10 @@ from ctxasr_ray.corpora import nemo
 from ctxasr_ray.corpora.lines import ManifestError, read_lines
 from ctxasr_ray.first_pass.nbest_lists import IdRule, Listed, load_json, needed, number, plain, read_ids
 from ctxasr_ray.nbest import Hypothesis, NBest, Score
-from ctxasr_ray.schema import HYPOTHESIS, SCORE_KINDS
+from ctxasr_ray.schema import DATA_ERRORS, HYPOTHESIS, SCORE_KINDS
 
 _RANK: Final = re.compile(r"hyp_(\d+)")
+_TOKEN_FIELDS: Final = tuple(field.name for field in HYPOTHESIS if field.name.startswith("token_"))
 
 
 def read_nemo_manifest(path: str, rule: IdRule | None) -> Iterator[Listed]:
@@ -98,6 +99,8 @@ def read_exported(path: str, rule: IdRule | None) -> Iterator[Listed]:
         if not isinstance(row, dict) or not isinstance(row.get("utterance_id"), str):
             raise ManifestError(path, "expected an object with utterance_id and hypotheses", line)
         where = f"{path}, line {line}"
+        if row.get("error_type") not in (None, *DATA_ERRORS):
+            raise ManifestError(path, f"expected one of {', '.join(DATA_ERRORS)}", line, "error_type")
         if row.get("error_type") is not None:
             failed = NBest(utterance_id=row["utterance_id"], error_type=row["error_type"], error=row.get("error"))
             yield Listed(where, failed, ())
@@ -113,6 +116,11 @@ def _hypothesis(path: str, line: int, entry: Any) -> Hypothesis:
     known = {field.name for field in HYPOTHESIS}
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not set(entry) <= known:
         raise ManifestError(path, f"expected text, scores and others of {sorted(known)}", line, "hypotheses")
+    for name in (name for name in _TOKEN_FIELDS if entry.get(name) is not None):
+        if not isinstance(entry[name], list):
+            raise ManifestError(path, "expected a list of numbers", line, name)
+        for cell in entry[name]:
+            number(path, line, name, cell)
     fields = {**entry, "origin": "imported"}
     fields["scores"] = tuple(_score(path, line, score) for score in entry.get("scores", ()))
     if fields.get("search_score") is not None:
