@@ -84,10 +84,11 @@ def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArra
     """
     if not texts:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    texts = [text if text.isascii() else " ".join(text.split()) for text in texts]
     line = "\n".join([*texts, ""])
+    if not line.isascii():
+        line = "\n".join([*(text if text.isascii() else " ".join(text.split()) for text in texts), ""])
     if line.count("\n") > len(texts):
-        line = "\n".join([*(text.replace("\n", " ") for text in texts), ""])
+        line = "\n".join([*(" ".join(text.split()) for text in texts), ""])
     data = np.frombuffer(bytearray(line, "utf-8"), np.uint8)
     if len(data) >= 2**31:
         raise ValueError(f"{len(data)} bytes of text in one call, at most 2 GiB fit; align in smaller parts.")
