@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -105,7 +106,7 @@ def nemo_lines(*ids: str) -> str:
 
 
 def test_nemo_beams_as_tsv_take_their_ids_from_the_declared_manifest(tmp_path: Path) -> None:
-    beams = write(tmp_path / "beams.tsv", "a b\t-1.0\na\t-2.0\n\t-0.5\nc\t-3\n")
+    beams = write(tmp_path / "beams.tsv", "a b\t-1.0\na\ttensor(-2.)\n\t-0.5\nc\t-3\n")
     manifest = write(tmp_path / "m.jsonl", nemo_lines("u1", "u2"))
     config = ImportedConfig(paths=(beams,), format="nemo_tsv", ids_path=manifest, rows_per_utterance=2, **OPAQUE)
     two, one = imported(config, "u2", "u1")
@@ -317,6 +318,17 @@ def test_a_folder_without_lists_and_a_path_that_is_not_there_are_refused(tmp_pat
         config.build()
     with pytest.raises(ValueError, match="does not exist"):
         ImportedConfig(paths=(str(tmp_path / "none"),), format=form, score_kinds=kinds).fingerprint()
+
+
+def test_lists_may_lie_behind_a_url() -> None:
+    with fsspec.open("memory://lists/text", "wb") as stream:
+        stream.write(b"u1 hello\n")
+    config = ImportedConfig(paths=("memory://lists/text",), format="kaldi")
+    assert texts(imported(config, "u1")[0]) == ["hello"]
+    before = config.fingerprint()
+    with fsspec.open("memory://lists/text", "wb") as stream:
+        stream.write(b"u1 hallo\n")
+    assert config.fingerprint() != before
 
 
 def test_a_changed_list_changes_the_fingerprint_and_another_place_does_not(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from ctxasr_ray.corpora import nemo
 from ctxasr_ray.corpora.lines import ManifestError, read_lines, refuse_duplicates
@@ -33,6 +34,8 @@ class IdRule:
     """How many rows in a line are one list (nemo_tsv)."""
 
 
+_TENSOR: Final = re.compile(r"tensor\(([^,()]+)(?:,[^()]*)?\)")
+"""tensor(-3.5), tensor(-3.5, device='cuda:0')"""
 Reader = Callable[[str, IdRule | None], Iterator[Listed]]
 
 
@@ -68,11 +71,14 @@ def plain(text: str) -> Hypothesis:
 
 
 def number(path: str | Path, line: int | None, name: str, cell: Any) -> float:
-    """A finite number from a cell of a text file or from JSON.
+    """A finite number from a cell of a text file or from JSON; also as torch prints it, which ESPnet writes.
 
     Raises:
         ManifestError: it is none; a missing score is not 0, and an impossible text has no score at all.
     """
+    tensor = _TENSOR.fullmatch(cell) if isinstance(cell, str) else None
+    if tensor:
+        cell = tensor[1]
     try:
         value = float(cell) if isinstance(cell, str | int | float) and not isinstance(cell, bool) else math.nan
     except (ValueError, OverflowError):

@@ -11,8 +11,6 @@ from ctxasr_ray.metrics.transcript_files import read_hypotheses
 from ctxasr_ray.nbest import NBest
 
 _RANK: Final = re.compile(r"(\d+)best_recog")
-_TENSOR: Final = re.compile(r"tensor\(([^,()]+)(?:,[^()]*)?\)")
-"""How ESPnet writes a score that was a torch tensor: tensor(-3.5), tensor(-3.5, device='cuda:0')."""
 
 
 def read_espnet(path: str, rule: IdRule | None) -> Iterator[Listed]:
@@ -59,8 +57,7 @@ def _read_rank(folder: Path, found: dict[str, tuple[str, float, str]]) -> None:
                 folder / "text", f"'{utterance_id}' stands in {found[utterance_id][2]} already; name one output", line
             )
         score_line, cell = scores[utterance_id]
-        match = _TENSOR.fullmatch(cell)
-        score = number(folder / "score", score_line, "score", match[1] if match else cell)
+        score = number(folder / "score", score_line, "score", cell)
         found[utterance_id] = (text, score, f"{folder / 'text'}, line {line}")
 
 
