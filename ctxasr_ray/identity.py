@@ -44,8 +44,11 @@ def _feed(hasher: "hashlib._Hash", array: pa.Array) -> None:
         hasher.update(np.diff(np.asarray(array.offsets)).tobytes())
         _feed(hasher, array.flatten())
     elif pa.types.is_string(kind):
-        values = [value.encode() for value in array.to_pylist()]
-        hasher.update(np.array([len(value) for value in values], np.int64).tobytes() + b"".join(values))
+        _, offsets, data = array.buffers()
+        if len(array):
+            ends = np.frombuffer(offsets, np.int32)[: len(array) + 1].astype(np.int64)
+            hasher.update(np.diff(ends).tobytes())
+            hasher.update(memoryview(data)[ends[0] : ends[-1]] if data is not None else b"")
     elif pa.types.is_null(kind):
         pass
     else:
