@@ -25,6 +25,11 @@ from ctxasr_ray.token_tree import Int32, MergedSequences, merge
 
 MAX_NODES: Final = 4096
 """Nodes in one forward pass; the mask grows with their square. Larger trees are split."""
+CPU_NODES: Final = 512
+"""On a CPU small trees share a pass up to here: below, every pass waits for the weights to come from memory."""
+MAX_PADDING: Final = 1.05
+"""And only if padding adds no more than this."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +70,8 @@ class CausalLm:
         model: A causal LM of transformers in evaluation mode, or the PEFT model around one.
         eos_token_id: End of sequence; None takes the first that the model's config names, if any.
         special_ids: Token ids that the load check leaves alone.
-        utterances_per_forward: Trees in one forward pass; 0 is 1 on a CPU and 16 on an accelerator.
+        utterances_per_forward: Trees in one forward pass; 0 is up to 16 on an accelerator, and on a CPU one, or a few
+            small ones of nearly equal size.
         logits_limit_bytes: Largest logits buffer.
 
     Raises:
@@ -90,7 +96,9 @@ class CausalLm:
         config, self.device = self.body.config, self.body.device
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.eos_token_id = _first_id(config.eos_token_id) if eos_token_id is None else eos_token_id
-        self.utterances_per_forward = utterances_per_forward or (1 if self.device.type == "cpu" else 16)
+        on_cpu = self.device.type == "cpu"
+        self.utterances_per_forward = utterances_per_forward or (1 if on_cpu else 16)
+        self._fill_nodes = CPU_NODES if on_cpu and not utterances_per_forward else 0
         ids = probe_ids(self.body.embed.weight.shape[0], special_ids)
         with torch.inference_mode():
             self.head = LmHead(
@@ -129,13 +137,23 @@ class CausalLm:
             if not len(job.merged.tree):  # empty sequences behind an empty prefix
                 job.finish(np.zeros(0), np.full(1, np.nan))
         jobs = sorted((job for job in jobs if len(job.merged.tree)), key=lambda job: len(job.merged.tree))
-        start = 0
-        for stop in range(1, len(jobs) + 1):
-            full = stop - start >= self.utterances_per_forward
-            if stop == len(jobs) or full or (stop + 1 - start) * len(jobs[stop].merged.tree) > MAX_NODES:
-                self._score_jobs(jobs[start:stop], costs)
-                start = stop
+        batch: list[_Job] = []
+        for job in jobs:
+            if batch and not self._fits(batch, job):
+                self._score_jobs(batch, costs)
+                batch = []
+            batch.append(job)
+        if batch:
+            self._score_jobs(batch, costs)
         return results
+
+    def _fits(self, batch: Sequence["_Job"], job: "_Job") -> bool:
+        """Whether one more tree, at least as large as those of the batch, belongs in the same pass."""
+        padded = (len(batch) + 1) * len(job.merged.tree)
+        if len(batch) < self.utterances_per_forward:
+            return padded <= MAX_NODES
+        nodes = sum(len(other.merged.tree) for other in (*batch, job))
+        return padded <= min(self._fill_nodes, MAX_PADDING * nodes)
 
     def limit_reason(self, num_positions: int) -> str | None:
         """Why a prefix and a sequence of so many tokens together cannot be scored, None where they can."""

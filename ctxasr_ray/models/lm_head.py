@@ -42,7 +42,7 @@ class LmHead:
         self.num_outputs: int = expected.shape[-1]
         self.width: int = hidden.shape[-1]
         self._logits: Callable[[torch.Tensor], torch.Tensor] = self._direct
-        if self._linear is None or not _close(self._direct(hidden), expected, model.dtype):
+        if not self._direct_is_exact(hidden, expected):
             self._logits = self._through_model
             if not _close(self._through_model(hidden), expected, model.dtype):
                 raise ValueError(
@@ -94,6 +94,12 @@ class LmHead:
             logits += self._linear.bias[tokens].float()
         picked: npt.NDArray[np.float64] = self._finished(logits).cpu().numpy().astype(np.float64)
         return picked
+
+    def _direct_is_exact(self, hidden_RD: torch.Tensor, expected: torch.Tensor) -> bool:
+        try:
+            return self._linear is not None and _close(self._direct(hidden_RD), expected, hidden_RD.dtype)
+        except RuntimeError:  # the head projects before its output matrix (ELECTRA), so the widths differ
+            return False
 
     def _direct(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         return self._finished(self._linear(hidden_RD).float())

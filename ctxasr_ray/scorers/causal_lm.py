@@ -55,7 +55,7 @@ class CausalLmConfig:
     device_map: str | None = runtime_field(None)
     """Spreads a large model over the accelerators of one actor (accelerate), for example auto."""
     utterances_per_forward: int = runtime_field(0)
-    """Trees in one forward pass; 0 is 1 on a CPU, where packing costs more than it saves, and 16 elsewhere."""
+    """Trees in one forward pass; 0 is up to 16 on an accelerator, on a CPU one or a few small ones."""
     resources: Resources = field(default_factory=Resources)
 
     def fingerprint(self) -> Mapping[str, str]:
