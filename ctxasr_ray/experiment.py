@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -43,7 +44,7 @@ class CorpusConfig:
 class Experiment:
     """One evaluation: a recogniser, the language models that rescore its N-best, and how numbers are made."""
 
-    first_pass: CtcConfig | PocketSphinxConfig
+    first_pass: CtcConfig | PocketSphinxConfig | ImportedConfig
     """The recogniser and its search."""
     scorers: tuple[CausalLmConfig, ...] = ()
     """Language models that score every hypothesis; all of them enter the fusion."""

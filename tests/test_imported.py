@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from real import real
 
 from ctxasr_ray.candidates.union import UnionConfig
+from ctxasr_ray.cli import main
 from ctxasr_ray.corpora.lines import ManifestError
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
@@ -234,6 +235,20 @@ def test_a_run_refuses_lists_of_another_utterance_set_before_any_work(tmp_path: 
     experiment = replace(ctc(), first_pass=ImportedConfig(paths=(path,), format="kaldi"))
     with pytest.raises(ValueError, match="1 lists are of utterances that the corpus does not have: 'u7'"):
         add_corpus(experiment, Store(tmp_path / "run"), utterances("u0", "u1"))
+
+
+def test_one_command_evaluates_somebody_elses_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write(tmp_path / "m.jsonl", json.dumps({"audio_filepath": "u1.wav", "duration": 1.0, "text": "two"}))
+    words = ["evaluate", "imported", "--manifest", manifest, "--root", str(tmp_path / "run"), "--json"]
+    words += ["--executor", "inline", "--normaliser", "none", "--num-replicates", "20"]
+    words += ["--first-pass.paths", mlm(tmp_path), "--first-pass.format", "mlm_scoring"]
+    with pytest.raises(SystemExit):
+        main([*words, "--first-pass.score-kinds", "score", "log_prob", "--first-pass.log-base", "e"])
+    assert "eos is None" in capsys.readouterr().err
+    assert main([*words, "--first-pass.score-kinds", "score", "opaque"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {(row["system"], row["metric"]): row["value"] for row in rows}
+    assert (found["first_pass", "wer"], found["oracle", "wer"]) == (1.0, 0.0)
 
 
 def test_an_id_that_stands_twice_is_refused_where_scores_would_mix(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Experiment, asset
 from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 
@@ -32,10 +33,16 @@ def pocketsphinx() -> Experiment:
     return Experiment(first_pass=PocketSphinxConfig())
 
 
+def imported() -> Experiment:
+    """Somebody else's N-best lists, oracle and all: --first-pass.paths FILE --first-pass.format NAME."""
+    return Experiment(first_pass=ImportedConfig(paths=("nbest.jsonl",), format="nbest"))
+
+
 RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "quickstart": quickstart,
     "ctc": ctc,
     "pocketsphinx": pocketsphinx,
+    "imported": imported,
 }
 
 
