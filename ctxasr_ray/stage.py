@@ -41,6 +41,11 @@ class Resources:
     """Node labels that an actor needs, for example {"role": "first-pass"}."""
 
 
+def light() -> Resources:
+    """Gives what a stage without a model asks for: a share of a CPU, in one actor with its neighbours of the kind."""
+    return Resources(num_cpus=0.25)
+
+
 @dataclass(slots=True)
 class Costs:
     """Counters and seconds of one shard in one stage; they travel in the receipt, outside equality and hashes."""

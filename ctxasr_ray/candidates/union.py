@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.schema import HYPOTHESES, ContractError, conform
-from ctxasr_ray.stage import Costs, Resources
+from ctxasr_ray.stage import Costs, Resources, light
 
 _TOKENS: Final = ("token_ids", "token_log_probs", "token_entropies", "token_start_s", "token_end_s")
 _SIDES: Final = ("keep", "record")
@@ -36,7 +36,7 @@ class UnionConfig:
     """keep: scores stay what they are, and a candidate that one system did not find lacks that system's score.
     record: they become records of the search (kind `search`), so that forced scorers can give every candidate the
     score of each recogniser under the same source."""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from ctxasr_ray.fusion.scoring import (
 from ctxasr_ray.fusion.words import read_words
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import conform
-from ctxasr_ray.stage import Costs, Resources
+from ctxasr_ray.stage import Costs, Resources, light
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class LogLinearConfig:
     """How words are normalised before they are counted, one of `text.NORMALISERS`. As in the fit."""
     temperature: float = 1.0
     """Divides the logit of a word's smallest token probability to give its confidence; a fit on dev."""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=light)
 
     def __post_init__(self) -> None:
         text.versioned(self.normaliser)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ctxasr_ray import align, text
 from ctxasr_ray.metrics.counts import METRICS, PAIRS_PER_STEP, MetricCounts, errors_table, same_rows
-from ctxasr_ray.stage import Costs, Resources, Stage
+from ctxasr_ray.stage import Costs, Resources, Stage, light
 
 
 def common_words(path: str, normaliser: str) -> frozenset[str]:
@@ -155,7 +155,7 @@ class BiasedCountsConfig:
     """One of `text.NORMALISERS`, for references, hypotheses, phrases and common words."""
     alignment: str = "unit"
     """Costs of the alignment: unit (1/1/1) or nist (4/3/3, as published)."""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:

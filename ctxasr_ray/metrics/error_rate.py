@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ctxasr_ray import align, text
 from ctxasr_ray.metrics.counts import count_metric, errors_table, same_rows
-from ctxasr_ray.stage import Costs, Resources, Stage
+from ctxasr_ray.stage import Costs, Resources, Stage, light
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class ErrorCountsConfig:
     """One of `text.NORMALISERS`, for both sides."""
     alignment: str = "unit"
     """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from ctxasr_ray.metrics.biased import biased_counts, common_words, digest, keywo
 from ctxasr_ray.metrics.counts import METRIC_NAMES, same_rows
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import HYPOTHESIS_ERRORS, conform
-from ctxasr_ray.stage import Costs, Resources, Stage
+from ctxasr_ray.stage import Costs, Resources, Stage, light
 
 _NOT_COUNTED: Final = -1
 
@@ -46,7 +46,7 @@ class NbestErrorsConfig:
     """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
     common_words: str = ""
     """File of common words, one per line, that never count as biased; empty: none are common."""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:

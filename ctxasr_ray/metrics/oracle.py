@@ -10,7 +10,7 @@ import pyarrow as pa
 from ctxasr_ray import align
 from ctxasr_ray.metrics.counts import METRIC_NAMES, MetricCounts, errors_table
 from ctxasr_ray.schema import ContractError
-from ctxasr_ray.stage import Costs, Resources, Stage
+from ctxasr_ray.stage import Costs, Resources, Stage, light
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class OracleConfig:
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"nbest_errors": ("counts",)}
     WRITES: ClassVar[str] = "errors"
 
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:
