@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
+from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
@@ -44,7 +45,7 @@ class CorpusConfig:
 class Experiment:
     """One evaluation: a recogniser, the language models that rescore its N-best, and how numbers are made."""
 
-    first_pass: CtcConfig | PocketSphinxConfig | ImportedConfig
+    first_pass: CtcConfig | AttentionConfig | PocketSphinxConfig | ImportedConfig
     """The recogniser and its search."""
     scorers: tuple[CausalLmConfig, ...] = ()
     """Language models that score every hypothesis; all of them enter the fusion."""

@@ -17,6 +17,7 @@ GROUND = (
     "text",
     "archive",
     "audio",
+    "recordings",
     "token_tree",
     "processes",
     "object_store",

@@ -7,6 +7,7 @@ from typing import Final
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Experiment, asset
+from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
@@ -28,6 +29,14 @@ def ctc() -> Experiment:
     return Experiment(first_pass=CtcConfig(model="facebook/wav2vec2-base-960h"))
 
 
+def whisper() -> Experiment:
+    """Any attention recogniser of the hub or a directory (Whisper, ...), first pass only: --first-pass.model NAME.
+
+    A multilingual one takes --first-pass.language, or the language that each utterance of the manifest names.
+    """
+    return Experiment(first_pass=AttentionConfig(model="openai/whisper-large-v3"))
+
+
 def pocketsphinx() -> Experiment:
     """Real English speech without any hub: PocketSphinx and the model in its wheel, first pass and oracle."""
     return Experiment(first_pass=PocketSphinxConfig())
@@ -41,6 +50,7 @@ def imported() -> Experiment:
 RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "quickstart": quickstart,
     "ctc": ctc,
+    "whisper": whisper,
     "pocketsphinx": pocketsphinx,
     "imported": imported,
 }

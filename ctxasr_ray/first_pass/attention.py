@@ -1,0 +1,232 @@
+"""UTTERANCES -> HYPOTHESES with any attention recogniser: Whisper, Moonshine, Speech2Text, and what steps like them.
+
+The encoder runs once per utterance; the search keeps its beams in one growing token tree. Audio is decoded ahead of
+the model in a second thread.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import pyarrow as pa
+
+from ctxasr_ray.models import checkpoint
+from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
+from ctxasr_ray.recordings import COLUMNS, Heard, Limits, heard_ahead
+from ctxasr_ray.stage import Costs, Resources, runtime_field
+from ctxasr_ray.token_tree import Int32
+
+if TYPE_CHECKING:
+    import torch
+
+    from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.search.label_synchronous import LabelHypothesis, LabelSynchronousSearch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionConfig:
+    """First pass with an attention recogniser from a Hugging Face directory or hub id."""
+
+    NAME: ClassVar[str] = "attention"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": (*COLUMNS, "language")}
+    WRITES: ClassVar[str] = "hypotheses"
+
+    model: str = field(metadata={"identity": False})
+    """Directory or hub id of a model that `AutoModelForSpeechSeq2Seq` loads. Its fingerprint is in the hash, not its
+    place."""
+    revision: str | None = field(default=None, metadata={"identity": False})
+    """Branch, tag or commit of a hub id; its commit is in the fingerprint."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward passes; log-probs are float32 and sums float64 always."""
+    source: str = "attention"
+    """Name of the text's score in `scores`; that of its end is `<source>/eos`."""
+    language: str | None = None
+    """Language token of a multilingual model, for example en; None takes each utterance's `language`. A model without
+    language tokens takes none."""
+    task: str = "transcribe"
+    """As a model with task tokens names it: transcribe or translate."""
+    prompt: str = ""
+    """Text that the decoder is told came before; for models with a token for it (Whisper)."""
+    prompt_tokens: tuple[str, ...] = ()
+    """All tokens before the text, spelled out, in place of start, language, task and prompt."""
+    beam_size: int = 5
+    """Hypotheses that go on at each step."""
+    num_hypotheses: int = 5
+    """Longest N-best list; texts in it are distinct. At most `beam_size`."""
+    max_tokens: int = 224
+    """Longest text; hypotheses that reach it stay without having ended, and are counted as `unended`. The decoder's
+    positions may allow fewer."""
+    length_penalty: float = 0.0
+    """Hypotheses are ranked by their sum over length ** this; 0 ranks by the sum."""
+    max_audio_s: float = 60.0
+    """Longer audio is a `model_limit` row; so is audio beyond the feature extractor's window (Whisper: 30 s)."""
+    device: str = runtime_field("auto")
+    """As torch writes it; "auto" is CUDA where the actor has a GPU, else the CPU."""
+    batch_size: int = runtime_field(0)
+    """Utterances in one encoder pass and one search; 0 is 1 on a CPU and 16 elsewhere."""
+    resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        """Refuses what can be refused without loading a model."""
+        if not 1 <= self.num_hypotheses <= self.beam_size:
+            raise ValueError(
+                f"num_hypotheses is {self.num_hypotheses}, beam_size {self.beam_size}; expected 1 to beam_size. "
+                "Raise beam_size: a beam cannot hold more hypotheses than rows."
+            )
+        if self.max_tokens < 1 or self.batch_size < 0 or self.length_penalty < 0:
+            raise ValueError(
+                f"max_tokens is {self.max_tokens}, batch_size {self.batch_size}, length_penalty {self.length_penalty}; "
+                "expected at least 1, 0 and 0."
+            )
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of weights, tokenizer, preprocessor and generation config, or the hub commit."""
+        return fingerprint(self.model, self.revision)
+
+    def build(self) -> "AttentionFirstPass":
+        """Loads the model and checks that it can be started as asked and stepped through exactly."""
+        from ctxasr_ray.models.seq2seq import load_seq2seq
+        from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
+
+        model = load_seq2seq(
+            self.model,
+            self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            task=self.task,
+            before=self.prompt,
+            prompt_tokens=self.prompt_tokens,
+        )
+        model.check_prompt(self.language)
+        search = LabelSynchronousSearch(
+            model, beam_size=self.beam_size, max_tokens=self.max_tokens, length_penalty=self.length_penalty
+        )
+        return AttentionFirstPass(self, model, search)
+
+
+def fingerprint(model: str, revision: str | None) -> dict[str, str]:
+    """What of an attention recogniser changes numbers: `checkpoint.fingerprint`, and its generation config."""
+    digests = checkpoint.fingerprint(model, revision)
+    generation = Path(model) / "generation_config.json"
+    if generation.is_file():
+        digests["generation"] = "sha256:" + hashlib.sha256(generation.read_bytes()).hexdigest()
+    return digests
+
+
+def limits(model: "Seq2SeqModel", max_audio_s: float) -> Limits:
+    """What a recogniser can hear, and what to do about longer audio."""
+    window_s = model.window_s
+    if window_s is None or max_audio_s < window_s:
+        remedy = "cut it into windows (start_s, duration_s), or raise max_audio_s where the memory allows."
+        return Limits(model.sample_rate_hz, model.min_samples, max_audio_s, remedy)
+    remedy = "the model hears no more at once: cut it into windows (start_s, duration_s)."
+    return Limits(model.sample_rate_hz, model.min_samples, window_s, remedy)
+
+
+class AttentionFirstPass:
+    """Built by `AttentionConfig`; one call per shard.
+
+    Args:
+        config: Of the stage.
+        model: Loaded.
+        search: Over that model.
+    """
+
+    def __init__(self, config: AttentionConfig, model: "Seq2SeqModel", search: "LabelSynchronousSearch") -> None:
+        self._config, self._model, self._search = config, model, search
+        on_cpu = model.device.type == "cpu"
+        self._batch_size = config.batch_size or (1 if on_cpu else 16)
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """UTTERANCES in, HYPOTHESES out: same rows, same order, each list best first by search score.
+
+        Raises:
+            OSError: a fault of the disk or network while reading audio; faults of the audio itself are rows.
+        """
+        (utterances,) = tables
+        ids = utterances.column("utterance_id").to_pylist()
+        languages = utterances.column("language").to_pylist()
+        nbests = [NBest(utterance_id=utterance_id) for utterance_id in ids]
+        batch: list[tuple[Heard, Int32]] = []
+        for heard in heard_ahead(utterances, limits(self._model, self._config.max_audio_s), 2 * self._batch_size):
+            costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+            prompt, error = None, heard.error
+            if error is None:
+                prompt, error = self._prompt(languages[heard.row])
+            if error is not None or prompt is None:
+                nbests[heard.row] = _failed(ids[heard.row], error)
+                continue
+            batch.append((heard, prompt))
+            if len(batch) == self._batch_size:
+                self._run(batch, nbests, costs)
+                batch = []
+        self._run(batch, nbests, costs)
+        return hypotheses_table(nbests)
+
+    def _prompt(self, language: str | None) -> tuple[Int32 | None, tuple[str, str] | None]:
+        if not self._model.tokens.is_multilingual or self._config.language is not None:
+            language = self._config.language
+        try:
+            return self._model.tokens.prompt(language), None
+        except ValueError as error:
+            return None, ("model_limit", str(error))
+
+    def _run(self, batch: Sequence[tuple[Heard, Int32]], nbests: list[NBest], costs: Costs) -> None:
+        """Encodes a batch; utterances with states of equal length and one prompt are searched together."""
+        waveforms = [heard.samples for heard, _ in batch if heard.samples is not None]
+        costs.count("audio_ms", sum(round(1000 * len(w) / self._model.sample_rate_hz) for w in waveforms))
+        with costs.timed("model"):
+            states = self._model.encode(waveforms)
+        together: dict[tuple[int, bytes, int], list[int]] = {}
+        for place, (_, prompt) in enumerate(batch):
+            apart = 0 if self._model.many_utterances else place
+            together.setdefault((states[place].shape[1], prompt.tobytes(), apart), []).append(place)
+        for places in together.values():
+            with costs.timed("search"):
+                found = self._found([states[p] for p in places], batch[places[0]][1], costs)
+            for place, own in zip(places, found, strict=True):
+                row = batch[place][0].row
+                nbests[row] = self._nbest(nbests[row].utterance_id, own, costs)
+
+    def _found(self, states: "Sequence[torch.Tensor]", prompt: Int32, costs: Costs) -> "list[list[LabelHypothesis]]":
+        import torch
+
+        before = self._search.steps
+        found = self._search.search(torch.cat(list(states)), prompt)
+        costs.count("decoder_steps", self._search.steps - before)
+        return found
+
+    def _nbest(self, utterance_id: str, found: "Sequence[LabelHypothesis]", costs: Costs) -> NBest:
+        if not found:
+            message = f"the model's log-probs are not finite in {self._config.dtype}; use dtype float32."
+            return _failed(utterance_id, ("model_limit", message))
+        distinct: dict[str, LabelHypothesis] = {}
+        for one in found:
+            distinct.setdefault(self._model.tokens.text(one.token_ids), one)
+        kept = list(distinct.items())[: self._config.num_hypotheses]
+        costs.count("hypotheses", len(kept))
+        costs.count("unended", sum(not one.ended for _, one in kept))
+        costs.count("labellings_of_equal_text", len(found) - len(distinct))
+        return NBest(utterance_id=utterance_id, hypotheses=[self._hypothesis(*own) for own in kept])
+
+    def _hypothesis(self, text: str, found: "LabelHypothesis") -> Hypothesis:
+        source = self._config.source
+        return Hypothesis(
+            text=text,
+            token_ids=found.token_ids.tolist(),
+            token_log_probs=found.token_log_probs.tolist(),
+            token_entropies=found.token_entropies.tolist(),
+            scores=(
+                Score(source=source, kind="log_prob", log_prob=float(found.token_log_probs.sum())),
+                Score(source=f"{source}/eos", kind="log_prob", log_prob=found.eos_log_prob),
+            ),
+            search_score=found.score,
+        )
+
+
+def _failed(utterance_id: str, error: tuple[str, str] | None) -> NBest:
+    error_type, message = error if error is not None else (None, None)
+    return NBest(utterance_id=utterance_id, error_type=error_type, error=message)

@@ -1,0 +1,154 @@
+"""Steps of an attention decoder over the beams of one or many utterances, each node forwarded once.
+
+The encoder's states and the keys of the cross-attention exist once per utterance. Either beams lie in the sequence
+dimension of one growing tree (`TreeDecoding`), or, for a decoder that takes no positions, they are rows of a batch
+(`RowDecoding`). Letters: U utterances, B beams, P prompt, K cached nodes, T encoder positions, D width, V vocabulary.
+"""
+
+from typing import Any, Final, Protocol
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+
+from ctxasr_ray.models.arena_cache import ArenaCache
+
+MIN_GATHERED: Final = 64
+"""A cache with fewer nodes is never gathered: the copy would cost more than the nodes."""
+
+
+class Decoding(Protocol):
+    """A decoder in the middle of some utterances; all beams of a step are equally deep."""
+
+    def start(self, prompts_UP: torch.Tensor) -> torch.Tensor:
+        """(U, V) float32 logits behind the prompts."""
+        ...
+
+    def advance(self, tokens_UB: torch.Tensor, parents_UB: torch.Tensor) -> torch.Tensor:
+        """(U, B, V) float32 logits behind new nodes.
+
+        Args:
+            tokens_UB: int64 token of each new node.
+            parents_UB: int64 index of the node above among those of the step before (0 behind the prompt).
+        """
+        ...
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Goes on with some of the utterances only; `rows` are their int64 indices."""
+        ...
+
+
+class TreeDecoding:
+    """Beams as nodes of one tree per utterance: float 4D masks, position ids are depths, no cache is reordered.
+
+    Args:
+        decoder: Of a transformers model; takes `position_ids`.
+        head: Hidden states to logits.
+        states_UTD: The encoder's, equally long for all utterances.
+    """
+
+    def __init__(self, decoder: Any, head: Any, states_UTD: torch.Tensor) -> None:
+        self._decoder, self._head, self._states_UTD = decoder, head, states_UTD
+        self._nodes = ArenaCache(len(decoder.layers))
+        self._cache = EncoderDecoderCache(self._nodes, DynamicCache())
+        self._seen_UBK = torch.zeros(0, dtype=torch.bool)
+        self._depth = 0
+
+    def start(self, prompts_UP: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.start`."""
+        num, depth = prompts_UP.shape
+        causal_UPP = torch.ones((depth, depth), dtype=torch.bool, device=prompts_UP.device).tril().expand(num, -1, -1)
+        positions_UP = torch.arange(depth, device=prompts_UP.device).expand(num, -1)
+        hidden_UPD = self._forward(prompts_UP, positions_UP, causal_UPP)
+        self._seen_UBK, self._depth = causal_UPP[:, -1:], depth
+        return self._logits(hidden_UPD[:, -1])
+
+    def advance(self, tokens_UB: torch.Tensor, parents_UB: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.advance`."""
+        above_UBK = self._seen_UBK.gather(1, parents_UB[:, :, None].expand(-1, -1, self._seen_UBK.shape[2]))
+        itself_UBB = torch.eye(tokens_UB.shape[1], dtype=torch.bool, device=tokens_UB.device).expand(
+            len(tokens_UB), -1, -1
+        )
+        self._seen_UBK = torch.cat([above_UBK, itself_UBB], dim=2)
+        hidden_UBD = self._forward(tokens_UB, torch.full_like(tokens_UB, self._depth), self._seen_UBK)
+        self._depth += 1
+        self._forget_dead()
+        return self._logits(hidden_UBD)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """As `Decoding.keep`."""
+        self._seen_UBK, self._states_UTD = self._seen_UBK[rows], self._states_UTD[rows]
+        num_slots = self._seen_UBK.shape[2]
+        self._nodes.gather(rows, torch.arange(num_slots, device=rows.device).expand(len(rows), -1))
+        self._cache.cross_attention_cache.batch_select_indices(rows)
+
+    def _forget_dead(self) -> None:
+        """Gathers the nodes that some beam still sees, once they are fewer than half."""
+        num_slots = self._seen_UBK.shape[2]
+        if num_slots < MIN_GATHERED:
+            return
+        live_UK = self._seen_UBK.any(dim=1)
+        most = int(live_UK.sum(dim=1).max())
+        if 2 * most >= num_slots:
+            return
+        slots_UK = live_UK.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        self._seen_UBK = self._seen_UBK.gather(2, slots_UK[:, None].expand(-1, self._seen_UBK.shape[1], -1))
+        self._nodes.gather(torch.arange(len(slots_UK), device=slots_UK.device), slots_UK)
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        dtype = self._states_UTD.dtype
+        mask = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype, device=seen.device).masked_fill_(seen, 0.0)
+        hidden: torch.Tensor = self._decoder(
+            input_ids=tokens,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            encoder_hidden_states=self._states_UTD,  # on every step: without it cross-attention is skipped silently
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._head(hidden).float()
+        return logits
+
+
+class RowDecoding:
+    """Beams of one utterance as rows of a batch; their cross-attention keys are one tensor with stride 0.
+
+    Args:
+        decoder: Of a transformers model; counts positions by itself.
+        head: Hidden states to logits.
+        states_UTD: The encoder's, of one utterance.
+    """
+
+    def __init__(self, decoder: Any, head: Any, states_UTD: torch.Tensor) -> None:
+        assert len(states_UTD) == 1, "rows are the beams of one utterance"
+        self._decoder, self._head, self._states_1TD = decoder, head, states_UTD
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def start(self, prompts_UP: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.start`."""
+        return self._forward(prompts_UP)
+
+    def advance(self, tokens_UB: torch.Tensor, parents_UB: torch.Tensor) -> torch.Tensor:
+        """As `Decoding.advance`."""
+        num_beams = tokens_UB.shape[1]
+        self._cache.self_attention_cache.reorder_cache(parents_UB[0])
+        for layer in self._cache.cross_attention_cache.layers:
+            layer.keys = layer.keys[:1].expand(num_beams, -1, -1, -1)
+            layer.values = layer.values[:1].expand(num_beams, -1, -1, -1)
+        return self._forward(tokens_UB[0, :, None])[None]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """As `Decoding.keep`; the one utterance stays."""
+        assert rows.tolist() == [0]
+
+    def _forward(self, tokens_BN: torch.Tensor) -> torch.Tensor:
+        hidden_BND = self._decoder(
+            input_ids=tokens_BN,
+            encoder_hidden_states=self._states_1TD.expand(len(tokens_BN), -1, -1),
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits_BV: torch.Tensor = self._head(hidden_BND[:, -1]).float()
+        return logits_BV

@@ -1,0 +1,246 @@
+"""Label-synchronous beam search over an attention decoder: N-best lists with the evidence of every token.
+
+All beams of an utterance are equally deep. At each step the 2B best continuations are ranked: an end among the first B
+is a finished hypothesis, the first B others go on. It stops when no beam that goes on can enter the list of the B best
+finished ones, which loses nothing, since a score only falls with every token. At `max_tokens` the beams that are left
+are finished without their end. These are the rules of `GenerationMixin.generate(early_stopping="never")`.
+
+A hypothesis' score is the sum of its tokens' log-probs and its end's, over length ** length_penalty (the end counts);
+the penalty is 0 unless the config says so. Log-probs are over the full vocabulary; what is suppressed is not searched,
+and nothing is renormalised for it.
+Letters: U utterances, B beams, C candidates of a beam, V vocabulary, L tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+    from ctxasr_ray.models.seq2seq import Seq2SeqModel
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelHypothesis:
+    """A finished token sequence, scores in nats.
+
+    Args:
+        token_ids: (L,) int32, without prompt and end.
+        token_log_probs: (L,) float64, temperature 1, full vocabulary.
+        token_entropies: (L,) float64, of the distribution that each token was chosen from.
+        eos_log_prob: Of the end behind the tokens, whether or not the search ended there.
+        ended: Whether the search ended it; otherwise it reached `max_tokens`.
+        score: What it was ranked by; without the end where it did not end.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    token_log_probs: Float
+    token_entropies: Float
+    eos_log_prob: float
+    ended: bool
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """A beam row: its tokens so far with log-prob and entropy each."""
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    entropies: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Continuations of one utterance's beams, and what ends and uncertainty cost there.
+
+    Args:
+        tokens: (B, C) ids, best first in each row; C is at least 2B or the vocabulary.
+        log_probs: (B, C) float64; -inf where suppressed.
+        eos_log_probs: (B,) float64, whether suppressed or not.
+        entropies: (B,) float64.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    log_probs: Float
+    eos_log_probs: Float
+    entropies: Float
+
+
+class LabelBeam:
+    """The beam of one utterance.
+
+    Args:
+        beam_size: B, also the length of the finished list.
+        max_tokens: Longest hypothesis.
+        eos_id: The end.
+        length_penalty: Power of the length that divides scores.
+    """
+
+    done: bool = False
+    """Whether `finished` is final."""
+
+    def __init__(self, beam_size: int, max_tokens: int, eos_id: int, length_penalty: float = 0.0) -> None:
+        self._size, self._max_tokens = beam_size, max_tokens
+        self._eos_id, self._penalty = eos_id, length_penalty
+        self._paths = [_Path((), (), (), 0.0)]
+        self._finished: list[LabelHypothesis] = []
+
+    @property
+    def finished(self) -> list[LabelHypothesis]:
+        """At most B hypotheses, best first."""
+        return list(self._finished)
+
+    def advance(self, candidates: Candidates) -> tuple[list[int], list[int]]:
+        """Takes one step.
+
+        Args:
+            candidates: Of the rows that the last step returned, in their order; of one row at first.
+
+        Returns:
+            Tokens of the rows that go on and the row each comes from; empty when `done`.
+        """
+        if self._paths and len(self._paths[0].tokens) == self._max_tokens:
+            self._finish_unended(candidates)
+            return [], []
+        totals = np.array([path.total for path in self._paths])
+        scores = (totals[:, None] + candidates.log_probs[: len(totals)]).ravel()
+        order = np.argsort(-scores, kind="stable")[: 2 * self._size]
+        width = candidates.tokens.shape[1]
+        tokens: list[int] = []
+        parents: list[int] = []
+        paths: list[_Path] = []
+        for rank, place in enumerate(order.tolist()):
+            row, column = divmod(place, width)
+            if not np.isfinite(scores[place]) or len(paths) == self._size:
+                break
+            token = int(candidates.tokens[row, column])
+            if token == self._eos_id:
+                if rank < self._size:
+                    self._finish(self._paths[row], float(candidates.eos_log_probs[row]), ended=True)
+                continue
+            path = self._paths[row]
+            tokens.append(token)
+            parents.append(row)
+            paths.append(
+                _Path(
+                    (*path.tokens, token),
+                    (*path.log_probs, float(candidates.log_probs[row, column])),
+                    (*path.entropies, float(candidates.entropies[row])),
+                    float(scores[place]),
+                )
+            )
+        self._paths = paths
+        self.done = not paths or self._nothing_to_gain()
+        return ([], []) if self.done else (tokens, parents)
+
+    def _nothing_to_gain(self) -> bool:
+        if len(self._finished) < self._size:
+            return False
+        lengths = (len(self._paths[0].tokens) + 1, self._max_tokens + 1)
+        best = max(self._paths[0].total / length**self._penalty for length in lengths)
+        return bool(best <= self._finished[-1].score)
+
+    def _finish_unended(self, candidates: Candidates) -> None:
+        for row, path in enumerate(self._paths):
+            self._finish(path, float(candidates.eos_log_probs[row]), ended=False)
+        self._paths, self.done = [], True
+
+    def _finish(self, path: _Path, eos_log_prob: float, *, ended: bool) -> None:
+        total = path.total + (eos_log_prob if ended else 0.0)
+        self._finished.append(
+            LabelHypothesis(
+                token_ids=np.array(path.tokens, np.int32),
+                token_log_probs=np.array(path.log_probs),
+                token_entropies=np.array(path.entropies),
+                eos_log_prob=eos_log_prob,
+                ended=ended,
+                score=total / max(1, len(path.tokens) + ended) ** self._penalty,
+            )
+        )
+        self._finished.sort(key=lambda h: -h.score)
+        del self._finished[self._size :]
+
+
+class LabelSynchronousSearch:
+    """Beam search with an attention recogniser.
+
+    Args:
+        model: The recogniser.
+        beam_size: Hypotheses that go on at each step, and the longest list.
+        max_tokens: Longest hypothesis; the decoder's positions may allow fewer.
+        length_penalty: 0 ranks by the sum.
+    """
+
+    def __init__(self, model: "Seq2SeqModel", *, beam_size: int, max_tokens: int, length_penalty: float = 0.0) -> None:
+        import torch
+
+        self._model, self._size, self._max_tokens = model, beam_size, max_tokens
+        self._penalty = length_penalty
+        tokens = model.tokens
+        self._never_V = torch.from_numpy(tokens.suppressed).to(model.device)
+        self._not_first_V = torch.from_numpy(tokens.suppressed | tokens.begin_suppressed).to(model.device)
+        self.steps = 0
+        """Decoder passes so far."""
+
+    def search(self, states_UTD: "torch.Tensor", prompt: npt.NDArray[np.int32]) -> list[list[LabelHypothesis]]:
+        """The lists of some utterances, each as it would be alone.
+
+        Args:
+            states_UTD: Encoder states of equal length; one utterance only where the model steps in rows.
+            prompt: (P,) the same for all.
+        """
+        import torch
+
+        limit = min(self._max_tokens, self._model.max_positions - len(prompt))
+        assert limit >= 1, "the model refuses a prompt without room for a text when it is loaded"
+        beams = [LabelBeam(self._size, limit, self._model.tokens.eos_id, self._penalty) for _ in states_UTD]
+        running = list(range(len(beams)))
+        with torch.inference_mode():
+            decoding = self._model.decode(states_UTD)
+            prompts_UP = torch.from_numpy(prompt.astype(np.int64)).to(states_UTD.device).expand(len(beams), -1)
+            logits_UBV = decoding.start(prompts_UP)[:, None]
+            never_V = self._not_first_V
+            while True:
+                self.steps += 1
+                candidates = self._candidates(logits_UBV, never_V)
+                steps = [beams[u].advance(own) for u, own in zip(running, candidates, strict=True)]
+                going = [row for row, u in enumerate(running) if not beams[u].done]
+                if not going:
+                    return [beam.finished for beam in beams]
+                if len(going) < len(running):
+                    decoding.keep(torch.tensor(going, device=states_UTD.device))
+                    running = [running[row] for row in going]
+                tokens_UB, parents_UB = self._rows([steps[row] for row in going])
+                logits_UBV = decoding.advance(tokens_UB.to(states_UTD.device), parents_UB.to(states_UTD.device))
+                never_V = self._never_V
+
+    def _rows(self, steps: Sequence[tuple[list[int], list[int]]]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Tokens and parents of all utterances; a short beam repeats its first row, which nobody reads."""
+        import torch
+
+        widest = max(len(tokens) for tokens, _ in steps)
+        padded = [[values + values[:1] * (widest - len(values)) for values in step] for step in steps]  # (U, 2, B)
+        both = torch.tensor(padded, dtype=torch.int64)
+        return both[:, 0], both[:, 1]
+
+    def _candidates(self, logits_UBV: "torch.Tensor", never_V: "torch.Tensor") -> list[Candidates]:
+        normalisers_UB = logits_UBV.logsumexp(-1)
+        shifted_UBV = logits_UBV - normalisers_UB[:, :, None]
+        entropies_UB = -(shifted_UBV.exp() * shifted_UBV).sum(-1)
+        eos_UB = shifted_UBV[:, :, self._model.tokens.eos_id]
+        best = shifted_UBV.masked_fill(never_V, -float("inf")).topk(min(2 * self._size, shifted_UBV.shape[2]), dim=-1)
+        tokens, log_probs, eos, entropies = (_numpy(t) for t in (best.indices, best.values, eos_UB, entropies_UB))
+        return [Candidates(*own) for own in zip(tokens, log_probs, eos, entropies, strict=True)]
+
+
+def _numpy(tensor: "torch.Tensor") -> npt.NDArray[Any]:
+    array = tensor.cpu().numpy()
+    return array.astype(np.float64) if array.dtype == np.float32 else array
