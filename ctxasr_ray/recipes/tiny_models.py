@@ -18,6 +18,8 @@ from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
 
 LM: Final = str(Path(__file__).parents[1] / "assets" / "lm")
 """The shipped language model, whose tokenizer the attention model writes with."""
+CTC_START: Final = "runs/train/ctc_start/model"
+"""What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
 LIGHT_MASKS: Final = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
 """For models that see so little speech that they cannot learn it by heart."""
 
@@ -62,7 +64,7 @@ def train_ctc() -> TrainingConfig:
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
             dropout=0.0,
             augment=LIGHT_MASKS,
-            initial="runs/train/ctc_start/model",
+            initial=CTC_START,
         ),
         num_steps=4500,
         batch_size=6000,
@@ -80,11 +82,12 @@ def train_attention() -> TrainingConfig:
             train=SyntheticSpeech(num_utterances=12_000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
             tokenizer=LM,
+            teacher=CTC_START,
             augment=LIGHT_MASKS,
         ),
-        num_steps=4500,
+        num_steps=4000,
         batch_size=12 * 800,
-        optimiser=Optimiser(learning_rate=1.5e-3, warm_up_steps=500, weight_decay=0.01),
+        optimiser=Optimiser(learning_rate=1.5e-3, warm_up_steps=300, weight_decay=0.01),
         precision="bfloat16",
     )
 

@@ -22,6 +22,9 @@ from ctxasr_ray.training.sources import SyntheticSpeech, TableSpeech
 if TYPE_CHECKING:
     import torch
 
+TEACHER_STRIDE = 2
+"""Encoder positions (20 ms) per frame of a teacher with 4x subsampling (40 ms)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JointTask:
@@ -47,6 +50,11 @@ class JointTask:
     label_smoothing: float = 0.1
     ctc_weight: float = 0.3
     """Share of the CTC loss, in [0, 1]."""
+    teacher: str | None = None
+    """Hugging Face directory of a character CTC model whose forced alignments tell the CTC head where each token is
+    spoken; None lets it find out, which takes ten times the data."""
+    alignment_weight: float = 0.5
+    """Weight of the cross entropy of those frame labels, added to the mixture of the losses."""
     augment: SpecAugment | None = field(default_factory=SpecAugment)
     features_directory: str | None = runtime_field(None)
     """Where the features lie; None keeps them in the run's directory. They take 16 kB per second of speech."""
@@ -87,6 +95,7 @@ class JointTraining:
         self._examples, self.left_out = usable(
             self._train, self._encode, attention.ctc_frames, max_tokens=config.max_tokens - 1
         )
+        self._frame_labels = self._aligned(parent, num_processes)
         # The window is padded to its full length whatever is said, so every example costs the same.
         self.lengths = np.full(len(self._examples), int(extractor.nb_max_frames), np.int64)
 
@@ -97,6 +106,22 @@ class JointTraining:
             raise ValueError(f"its text {text!r} has characters that the vocabulary lacks")
         return ids
 
+    def _aligned(self, parent: Path, num_processes: int) -> dict[str, npt.NDArray[np.int16]]:
+        """Frame labels by the teacher; none without one."""
+        from transformers import AutoFeatureExtractor
+
+        from ctxasr_ray.training import aligned, features
+
+        config = self._config
+        if config.teacher is None:
+            return {}
+        extractor = AutoFeatureExtractor.from_pretrained(config.teacher, local_files_only=True)
+        heard = features.compute(config.train, extractor, parent / "teacher", num_processes=num_processes)
+        targets = {self._train.names[e.index]: e.target for e in self._examples}
+        return aligned.frame_labels(
+            config.teacher, heard, targets, self._recogniser.tokenizer, TEACHER_STRIDE, parent / "alignments.npz"
+        )
+
     def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
         """Gives utterance ids."""
         return [self._train.names[self._examples[i].index] for i in indices]
@@ -105,15 +130,25 @@ class JointTraining:
         """Fills the windows; hides blocks of the speech in them."""
         import torch
 
+        from ctxasr_ray.training.objectives import IGNORED
+
         examples = [self._examples[i] for i in indices]
         frames = [int(self._train.lengths[e.index]) for e in examples]
         rows = [self._train[e.index] for e in examples]
         if self._config.augment is not None:
             for row, speech in zip(rows, frames, strict=True):
                 self._config.augment(row[:speech], rng)
+        lengths = [attention.ctc_frames(n) for n in frames]
+        labels_BT = torch.full((len(rows), max(lengths)), IGNORED)
+        for place, example in enumerate(examples):
+            labels = self._frame_labels.get(self._train.names[example.index])
+            if labels is not None:
+                labels = labels[: lengths[place]]
+                labels_BT[place, : len(labels)] = torch.from_numpy(labels.astype(np.int64))
         return {
             "features": self._windows(rows),
-            "ctc_lengths": torch.tensor([attention.ctc_frames(n) for n in frames]),
+            "ctc_lengths": torch.tensor(lengths),
+            "frame_labels": labels_BT,
             "targets": pad_targets([e.target for e in examples]),
         }
 
@@ -134,12 +169,8 @@ class JointTraining:
         recogniser, targets_BN = self._recogniser, batch["targets"]
         states_BTD = recogniser.encode(batch["features"])
         longest = int(batch["ctc_lengths"].max())
-        ctc = objectives.ctc(
-            self.model["ctc_head"](states_BTD[:, :longest]),
-            batch["ctc_lengths"],
-            targets_BN,
-            blank=recogniser.blank_id,
-        )
+        logits_BTV = self.model["ctc_head"](states_BTD[:, :longest])
+        ctc = objectives.ctc(logits_BTV, batch["ctc_lengths"], targets_BN, blank=recogniser.blank_id)
         start_B1 = torch.full_like(targets_BN[:, :1], recogniser.start_id)
         inputs_BN = torch.cat([start_B1, targets_BN.masked_fill(targets_BN < 0, recogniser.blank_id)], dim=1)
         wanted_BN = torch.cat([targets_BN, torch.full_like(start_B1, objectives.IGNORED)], dim=1)
@@ -150,7 +181,10 @@ class JointTraining:
             wanted_BN,
             label_smoothing=self._config.label_smoothing,
         )
-        return objectives.joint(ctc, attended, ctc_weight=self._config.ctc_weight)
+        mixed = objectives.joint(ctc, attended, ctc_weight=self._config.ctc_weight)
+        if not self._frame_labels:
+            return mixed
+        return mixed + self._config.alignment_weight * objectives.cross_entropy(logits_BTV, batch["frame_labels"])
 
     def evaluate(self) -> dict[str, float]:
         """Measures greedy error rates on dev, of the decoder and of the CTC head (`dev_ctc_wer`)."""
@@ -235,6 +269,8 @@ def _whisper(config: JointTask, tokenizer: Any, window_frames: int) -> Any:
             max_source_positions=window_frames // 2,
             max_target_positions=config.max_tokens,
             dropout=config.dropout,
+            # The default of 0.02 is made for widths of 400 and more: here what is heard would be 3 % of its position.
+            init_std=config.hidden_size**-0.5,
             suppress_tokens=None,
             begin_suppress_tokens=None,
             **ids,
