@@ -191,8 +191,9 @@ class Imported:
         self._lists = lists
         self._from = f"{', '.join(config.paths)} ({config.format})"
 
-    def __call__(self, utterances: pa.Table, *, costs: Costs) -> pa.Table:
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         """UTTERANCES in, HYPOTHESES out: same rows, same order; an utterance without a list is an error row."""
+        (utterances,) = tables
         rows = []
         for utterance_id in utterances.column("utterance_id").to_pylist():
             found = self._lists.get(utterance_id)
