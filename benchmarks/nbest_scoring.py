@@ -21,14 +21,19 @@ pin_threads(1)
 import heapq
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from ctxasr_ray.models.causal_lm import CausalLm, ScoreRequest
+from ctxasr_ray.nbest import flatten
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Costs
 
+ROOT = Path(__file__).parents[1]
 Scores = list[tuple[np.ndarray, np.ndarray]]
 """Per utterance (N,) log-probs and (N,) log-probs of the end of sequence."""
 
@@ -209,7 +214,7 @@ def measure(
     prefixes = sum(len(r.prefix) for r in requests)
     texts = sum(len(r.sequences) * len(r.prefix) for r in requests)
     figure = Figure(
-        name=f"nbest_scoring.{name}",
+        name=f"nbest_scoring_{name}",
         value=round(speed.median, 3),
         goal=goal,
         unit="x",
@@ -233,7 +238,7 @@ def peak_logits(goal: str) -> Figure:
     lm.score([request], costs)
     rows = costs.counters["head_rows"]
     return Figure(
-        name="nbest_scoring.peak_logits_megabytes",
+        name="nbest_scoring_peak_logits_megabytes",
         value=round(costs.counters["peak_logits_bytes"] / 2**20, 2),
         goal=goal,
         unit="MB",
@@ -251,6 +256,22 @@ def first_word_divergence(utterances: int, n: int) -> list[ScoreRequest]:
     rng = np.random.default_rng(5)
     lists = [[rng.integers(3, VOCABULARY, 25).astype(np.int32) for _ in range(n)] for _ in range(utterances)]
     return [ScoreRequest(np.array([BOS], np.int32), own) for own in lists]
+
+
+def quickstart_lists() -> list[Figure]:
+    """The quickstart's own LM on its own N-best lists, where a run of it lies in `runs/quickstart`."""
+    model, tables = ROOT / "ctxasr_ray/assets/lm", sorted(ROOT.glob("runs/quickstart/hypotheses/*/*.parquet"))
+    if not (model / "config.json").exists() or not tables:
+        print("no run of the quickstart in runs/quickstart: its lists are left out (make quickstart)", flush=True)
+        return []
+    stage = CausalLmConfig(model=str(model)).build()
+    requests = []
+    for table in tables:
+        flat = flatten(pq.read_table(table))
+        ids = stage.tokens.encode(flat.texts)
+        own = [ids[a:b] for a, b in zip(flat.offsets[:-1], flat.offsets[1:], strict=True)]
+        requests += [ScoreRequest(stage.tokens.prefix, kept) for texts in own if (kept := [t for t in texts if len(t)])]
+    return [measure("quickstart_lists_over_strong_flat", stage.lm, requests[:60], strong_flat, None)]
 
 
 def main() -> None:
@@ -277,6 +298,7 @@ def main() -> None:
         measure("n16_all_identical_over_strong_flat", lm, same, strong_flat, None, rounds=3),
         measure("n16_first_word_divergence_over_strong_flat", lm, first_word_divergence(4, 16), strong_flat, None, 3),
         peak_logits("<= 64"),
+        *quickstart_lists(),
     ]
     emit(figures)
 
