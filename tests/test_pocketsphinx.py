@@ -108,11 +108,13 @@ def test_the_recognisers_own_choice_comes_first(tmp_path: Path) -> None:
 
 
 def test_what_was_heard_before_changes_nothing(tmp_path: Path) -> None:
-    """The noise estimate goes on from one utterance to the next; 1 % of all lattice links differed without a reset."""
+    """Noise estimate and order of Gaussians would go on: silence was "dog" when it came first, and "it" after noise."""
     noise = np.random.default_rng(1).normal(0, 0.05, 16000).astype(np.float32)
-    table = utterances(tmp_path, {"a": spoken(), "noise": noise, "again": spoken()})
-    (first, _, again), _ = recognised(table)
+    silence = np.zeros(8000, np.float32)
+    waves = {"a": spoken(), "s": silence, "noise": noise, "s again": silence, "a again": spoken()}
+    (first, still, _, still_again, again), _ = recognised(utterances(tmp_path, waves))
     assert first.hypotheses == again.hypotheses
+    assert still.hypotheses == still_again.hypotheses
 
 
 def test_speech_that_is_cut_off_silence_and_snippets_are_rows_of_their_own(tmp_path: Path) -> None:
