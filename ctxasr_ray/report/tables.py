@@ -263,11 +263,11 @@ def terminal_table(results: pa.Table) -> Table:
     shown = [other for other in others if other in ("cer", "real_time_factor")]
     # Text, not str: names from outside may hold square brackets, which rich would read as markup.
     caption = Text("\n".join(legend(rows)))
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=0)
     table.add_column("split, system", overflow="fold", min_width=14)
     table.add_column(f"{label(metric)} %", min_width=13)
     table.add_column("change", min_width=14)
-    table.add_column("p", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for head in ("S/D/I", *(f"{label(m)} %" if is_percent(m) else label(m) for m in shown)):
         table.add_column(head, justify="right", no_wrap=True)
     several = len({row.corpus for row in rows}) > 1
