@@ -288,3 +288,18 @@ def test_a_model_that_overflows_gives_reasons_not_numbers():
     (scores,) = lm.score([ScoreRequest(ids(1), [ids(6)])])
     assert np.isnan(scores.log_probs[0])
     assert scores.reasons == ["the model gives log_prob nan; try dtype float32"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral_window", "granite"])
+def test_half_precision_keeps_the_tree_and_its_rounding(family, dtype):
+    """A logit near 4 is rounded to 0.016 in bfloat16, and the two orders of summation round differently."""
+    model = tiny(family).to(dtype)
+    lm = CausalLm(model, eos_token_id=EOS)
+    assert lm.refusal is None
+    (request,) = requests(10, prefixes=(6,))
+    (scores,) = lm.score([request])
+    for sequence, log_prob in zip(request.sequences, scores.log_probs, strict=True):
+        expected = one_by_one(model.float(), request.prefix.tolist(), sequence.tolist())[0]
+        model.to(dtype)
+        assert log_prob == pytest.approx(expected, abs=0.1 * max(1, len(sequence)))
