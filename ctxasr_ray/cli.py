@@ -167,6 +167,8 @@ def evaluate(options: Evaluate) -> int:
             print(json.dumps(record, ensure_ascii=False))
     else:
         Console().print(terminal_table(results))
+    if not results.num_rows:
+        errors.print("No utterance has a reference: there are no error rates; `ctxasr export` writes what was heard.")
     done = f"{summary.done + summary.redone} tables made, {summary.skipped} already committed"
     errors.print(f"{done}, {summary.failures} rows with errors, {summary.wall_s:.0f} s.", highlight=False)
     errors.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)

@@ -14,7 +14,9 @@ from rapidfuzz.distance import Levenshtein
 from real import real
 
 from ctxasr_ray import audio
+from ctxasr_ray.cli import main
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
+from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.models.pocketsphinx import find_model, hear, load, pronunciations
 from ctxasr_ray.nbest import Hypothesis, NBest, hypotheses_table, read_nbest
 from ctxasr_ray.schema import conform
@@ -98,6 +100,12 @@ def test_scores_stand_apart_and_their_sum_with_the_recognisers_weights_is_the_or
         times = list(zip(h.token_start_s or (), h.token_end_s or (), strict=True))
         assert len(times) == len(h.text.split())
         assert all(0 <= start < end <= 2.2 for start, end in times)
+    best = nbest.hypotheses[0]
+    (words,) = LogLinearConfig().build()(hypotheses_table([nbest]), costs=Costs()).column("words").to_pylist()
+    assert [word["word"] for word in words] == best.text.split()
+    assert [(word["start_s"], word["end_s"]) for word in words] == list(
+        zip(best.token_start_s or (), best.token_end_s or (), strict=True)
+    )
     assert costs.counters["items"] > 0
 
 
@@ -206,6 +214,21 @@ def test_a_model_folder_is_described_by_its_files_and_refused_by_name(tmp_path: 
         find_model(str(tmp_path))
     with pytest.raises(ValueError, match="is not a folder"):
         find_model(str(tmp_path / "nowhere"))
+
+
+def test_recordings_without_transcripts_are_decoded_and_the_command_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", spoken(), 16000)
+    (tmp_path / "manifest.jsonl").write_text(
+        json.dumps({"utterance_id": "a", "audio_filepath": "a.wav", "duration": 2.1})
+    )
+    manifest, root = str(tmp_path / "manifest.jsonl"), str(tmp_path / "run")
+    options = ["--manifest", manifest, "--root", root, "--executor", "inline", "--json"]
+    assert main(["evaluate", "pocketsphinx", *options]) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "No utterance has a reference" in told.err
 
 
 @pytest.mark.slow

@@ -44,11 +44,12 @@ def word_confidence(token_log_probs: Sequence[float], temperature: float) -> flo
 def _words(hypothesis: Mapping[str, Any], temperature: float) -> list[dict[str, Any]]:
     text: str = hypothesis["text"]
     one_to_one = _tokens_are_characters(text, hypothesis["token_ids"])
+    whole_words = _tokens_are_words(text, hypothesis)
     words, position = [], 0
-    for word in text.split():
+    for index, word in enumerate(text.split()):
         start = text.index(word, position)
         position = start + len(word)
-        mine = slice(start, position) if one_to_one else None
+        mine = slice(start, position) if one_to_one else slice(index, index + 1) if whole_words else None
         words.append(
             {
                 "word": word,
@@ -63,6 +64,12 @@ def _words(hypothesis: Mapping[str, Any], temperature: float) -> list[dict[str, 
 
 def _pick(values: Sequence[float] | None, mine: slice | None, reduce: Any) -> float | None:
     return None if values is None or mine is None else float(reduce(values[mine]))
+
+
+def _tokens_are_words(text: str, hypothesis: Mapping[str, Any]) -> bool:
+    """Whether a recogniser without tokens (no ids) gave the time of each word."""
+    starts = hypothesis["token_start_s"]
+    return hypothesis["token_ids"] is None and starts is not None and len(starts) == len(text.split())
 
 
 def _tokens_are_characters(text: str, token_ids: Sequence[int] | None) -> bool:
