@@ -17,7 +17,7 @@ from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 def quickstart() -> Experiment:
     """The shipped character CTC model, rescored by the shipped language model, on synthetic spoken commands."""
     return Experiment(
-        first_pass=CtcConfig(model=asset("ctc"), beam_size=50, num_hypotheses=32),
+        first_pass=CtcConfig(model=asset("ctc"), beam_size=150, num_hypotheses=100),
         scorers=(CausalLmConfig(model=asset("lm")),),
         synthetic=SyntheticConfig(),
         shard_audio_s=200.0,
