@@ -96,8 +96,8 @@ def _speech_to_text(vocabulary: int) -> tuple[Any, Any]:
 
 FAMILIES = {"whisper": _whisper, "moonshine": _moonshine, "speech_to_text": _speech_to_text}
 
-ENDS = {"whisper": 1.5, "moonshine": -1.5, "speech_to_text": 1.5}
-"""Biases with which some hypotheses end and some do not."""
+OFTEN = {"whisper": "o", "moonshine": "i", "speech_to_text": "o"}
+"""A letter that a family writes often."""
 
 
 def make(
@@ -105,7 +105,8 @@ def make(
     directory: Path,
     *,
     letters: str = LETTERS,
-    end_bias: float = 0.0,
+    ends_like: str = "",
+    never_ends: bool = False,
     widen: float = 1.0,
     **generation: Any,
 ) -> Path:
@@ -115,7 +116,8 @@ def make(
         family: A key of `FAMILIES`.
         directory: Where to.
         letters: Of the vocabulary.
-        end_bias: Scales the end's output, so that more or fewer hypotheses end early.
+        ends_like: A letter that is nearly as likely as the end, so that lists hold hypotheses that ended.
+        never_ends: Whether the end (of Whisper) is e^-32 as likely as any letter.
         widen: Scales the spread of weights; 1 makes a wrong mask cost nats.
         generation: Further fields of generation_config.json.
     """
@@ -123,12 +125,15 @@ def make(
     words = tokenizer(letters)
     model, extractor = FAMILIES[family](len(words))
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() >= 2 and "conv" not in name:
+        for weight in model.parameters():
+            if weight.dim() >= 2:
                 weight.normal_(0, widen * 1.4 / weight[0].numel() ** 0.5)
-        if end_bias:
-            head = model.get_output_embeddings().weight
-            head[END] *= end_bias
+        if ends_like:
+            rows = model.get_output_embeddings().weight
+            rows[END] = 0.97 * rows[words.convert_tokens_to_ids(list(ends_like))].mean(0)
+        if never_ends:
+            model.model.decoder.layer_norm.bias.fill_(1.0)
+            model.get_output_embeddings().weight[END] = -1.0
     ids = {name: value for name, value in _IDS.items() if name != "tie_word_embeddings"}
     if "no_timestamps_token_id" not in generation:
         generation["suppress_tokens"] = words.convert_tokens_to_ids(list(TIMES))
