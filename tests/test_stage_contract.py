@@ -3,6 +3,7 @@
 A new stage is one more entry of `STAGES`.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,22 @@ import pytest
 import soundfile
 from test_scorer_causal_lm import bpe, saved
 from tiny_ctc import make, noise
+from tiny_seq2seq import make as make_seq2seq
 
 from ctxasr_ray.candidates.union import UnionConfig
+from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
+from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
 from ctxasr_ray.schema import conform
+from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
 from ctxasr_ray.stage import Costs, StageConfig
 
 World = Mapping[str, Any]
@@ -43,6 +49,8 @@ STAGES = {
     "ctc": Case(
         lambda w: CtcConfig(model=w["ctc"], beam_size=8, num_hypotheses=4, batch_size=2), ("utterances",), 1e-4
     ),
+    "attention": Case(lambda w: AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2), ("utterances",), 1e-3),
+    "attention_scorer": Case(lambda w: AttentionScorerConfig(model=w["seq2seq"]), ("utterances", "hypotheses"), 1e-3),
     "imported": Case(lambda w: ImportedConfig(paths=(w["lists"],), format="kaldi"), ("utterances",)),
     "union": Case(lambda w: UnionConfig(), ("hypotheses", "elsewhere")),
     "causal_lm": Case(lambda w: CausalLmConfig(model=w["lm"]), ("hypotheses",), 1e-4),
@@ -54,6 +62,11 @@ STAGES = {
     "error_rate": Case(lambda w: ErrorCountsConfig(), ("utterances", "transcripts")),
     "oracle": Case(lambda w: OracleConfig(), ("nbest_errors",)),
 }
+
+
+if importlib.util.find_spec("pocketsphinx"):  # an extra
+    STAGES["pocketsphinx"] = Case(lambda w: PocketSphinxConfig(num_hypotheses=4), ("utterances",))
+    STAGES["pocketsphinx_scorer"] = Case(lambda w: PocketSphinxScorerConfig(), ("utterances", "hypotheses"))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     ]
     made: dict[str, Any] = {
         "ctc": str(make("parakeet-4x", folder / "ctc")),
+        "seq2seq": str(make_seq2seq("whisper", folder / "seq2seq")),
         "lm": saved(folder / "lm", bpe())[0],
         "utterances": conform(utterances, "utterances"),
         "hypotheses": hypotheses_table(nbests),
