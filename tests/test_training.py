@@ -386,7 +386,9 @@ def shrunk(config: TrainingConfig, tmp_path: Path) -> TrainingConfig:
     )
 
 
-@pytest.mark.parametrize("recipe", [tiny_models.train_ctc_start, tiny_models.train_lm, tiny_models.train_attention])
+@pytest.mark.parametrize(
+    "recipe", [tiny_models.train_ctc_start, tiny_models.train_lm, tiny_models.train_attention_start]
+)
 def test_the_loss_of_each_recipe_falls_within_twenty_steps(recipe: object, tmp_path: Path) -> None:
     run(shrunk(recipe(), tmp_path), tmp_path)  # type: ignore[operator]
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -402,7 +404,7 @@ def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert f"{directory}/model" in printed
     assert "dev_perplexity" in printed
-    with pytest.raises(ValueError, match="recipes: ctc_start, ctc, lm, attention"):
+    with pytest.raises(ValueError, match="recipes: ctc_start, ctc, lm, attention_start, attention"):
         tiny_models.main(["ctcc"])
 
 
@@ -470,6 +472,28 @@ def test_frame_labels_place_tokens_where_they_are_heard(tmp_path: Path) -> None:
         assert [t for t, _ in itertools.groupby(labels[name].tolist()) if t != letters.pad_token_id] == target
 
 
+def test_a_joint_training_goes_on_from_an_earlier_one_and_keeps_its_head(tmp_path: Path) -> None:
+    speech: Any = ToneSpeech(num_utterances=2)
+    task = JointTask(
+        train=speech,
+        dev=speech,
+        tokenizer=str(run(small_lm(num_steps=1), tmp_path / "lm")),
+        hidden_size=12,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        intermediate_size=12,
+        window_s=1,
+    )
+    first = run(tone_ctc(task=task, num_steps=1, batch_size=200), tmp_path / "first")
+    recogniser = attention.load(checkpoint.resolve(str(first)))
+    again = dataclasses.replace(task, initial=str(first)).build(tmp_path / "second", 0)
+    assert recogniser.ctc_head is not None
+    torch.testing.assert_close(again.model["ctc_head"].weight, recogniser.ctc_head.weight)
+    torch.testing.assert_close(again.model["whisper"].state_dict(), recogniser.model.state_dict())
+    with pytest.raises(ValueError, match="not a model of this architecture"):
+        dataclasses.replace(task, initial=str(first), hidden_size=24).build(tmp_path / "third", 0)
+
+
 def test_a_published_lm_begins_a_text_by_its_own_convention(tmp_path: Path) -> None:
     directory = run(small_lm(), tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -520,6 +544,7 @@ def test_shipped_models_take_at_most_twelve_megabytes() -> None:
 
 
 @needs_attention
+@shipped_attention
 def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:
     recogniser = attention.load(checkpoint.resolve(str(ASSETS / "attention")))
     lm = AutoTokenizer.from_pretrained(ASSETS / "lm")
@@ -531,6 +556,7 @@ def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:
 
 
 @needs_attention
+@shipped_attention
 def test_the_shipped_attention_model_hears_with_transformers_alone_what_it_hears_with_us() -> None:
     torch.set_num_threads(1)
     directory = ASSETS / "attention"

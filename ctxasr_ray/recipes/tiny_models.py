@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -73,29 +73,41 @@ def train_ctc() -> TrainingConfig:
     )
 
 
-def train_attention() -> TrainingConfig:
-    """Trains the attention recogniser with its CTC head, in the language model's vocabulary."""
+def train_attention_start() -> TrainingConfig:
+    """Trains the attention recogniser from random weights; its head learns where tokens are from the CTC recogniser."""
     return TrainingConfig(
-        name="attention",
+        name="attention_start",
         seed=13,
         task=JointTask(
             train=SyntheticSpeech(num_utterances=12_000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
             tokenizer=LM,
             teacher=CTC_START,
-            augment=LIGHT_MASKS,
+            ctc_weight=0.5,
+            augment=None,
         ),
-        num_steps=4000,
+        num_steps=3000,
         batch_size=12 * 800,
-        optimiser=Optimiser(learning_rate=1.5e-3, warm_up_steps=300, weight_decay=0.01),
+        optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=100, weight_decay=0.01),
         precision="bfloat16",
     )
+
+
+def train_attention() -> TrainingConfig:
+    """Trains the attention recogniser of `train_attention_start` on, jointly by attention (0.7) and CTC (0.3)."""
+    start = train_attention_start()
+    assert isinstance(start.task, JointTask)
+    task = replace(
+        start.task, teacher=None, initial="runs/train/attention_start/model", ctc_weight=0.3, augment=LIGHT_MASKS
+    )
+    return replace(start, name="attention", seed=15, task=task, num_steps=2500)
 
 
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc_start": train_ctc_start,
     "ctc": train_ctc,
     "lm": train_lm,
+    "attention_start": train_attention_start,
     "attention": train_attention,
 }
 """Names that `ctxasr train` knows."""

@@ -49,12 +49,13 @@ class JointTask:
     """Zero where data is plenty and time is short: drawing it takes a seventh of a step on a CPU."""
     label_smoothing: float = 0.1
     ctc_weight: float = 0.3
-    """Share of the CTC loss, in [0, 1]."""
+    """Share of the head's loss, in [0, 1]."""
     teacher: str | None = None
-    """Hugging Face directory of a character CTC model whose forced alignments tell the CTC head where each token is
-    spoken; None lets it find out, which takes ten times the data."""
-    alignment_weight: float = 0.5
-    """Weight of the cross entropy of those frame labels, added to the mixture of the losses."""
+    """Hugging Face directory of a character CTC model whose forced alignments tell the head where each token is
+    spoken: the head then learns these frame labels in place of CTC. A head that starts at random otherwise stays long
+    where it writes nothing but blanks."""
+    initial: str | None = None
+    """Hugging Face directory of an earlier training whose weights this one starts from; None starts at random."""
     augment: SpecAugment | None = field(default_factory=SpecAugment)
     features_directory: str | None = runtime_field(None)
     """Where the features lie; None keeps them in the run's directory. They take 16 kB per second of speech."""
@@ -87,6 +88,8 @@ class JointTraining:
         extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=config.window_s)
         whisper = _whisper(config, tokenizer, int(extractor.nb_max_frames))
         head = attention.make_head(whisper)
+        if config.initial is not None:
+            _start_from(config.initial, whisper, head)
         self.model: Any = torch.nn.ModuleDict({"whisper": whisper, "ctc_head": head})
         self._recogniser = attention.AttentionModel(whisper, head, tokenizer, extractor)
         parent = directory / "features" if config.features_directory is None else Path(config.features_directory)
@@ -170,7 +173,10 @@ class JointTraining:
         states_BTD = recogniser.encode(batch["features"])
         longest = int(batch["ctc_lengths"].max())
         logits_BTV = self.model["ctc_head"](states_BTD[:, :longest])
-        ctc = objectives.ctc(logits_BTV, batch["ctc_lengths"], targets_BN, blank=recogniser.blank_id)
+        if self._frame_labels:
+            heard = objectives.cross_entropy(logits_BTV, batch["frame_labels"])
+        else:
+            heard = objectives.ctc(logits_BTV, batch["ctc_lengths"], targets_BN, blank=recogniser.blank_id)
         start_B1 = torch.full_like(targets_BN[:, :1], recogniser.start_id)
         inputs_BN = torch.cat([start_B1, targets_BN.masked_fill(targets_BN < 0, recogniser.blank_id)], dim=1)
         wanted_BN = torch.cat([targets_BN, torch.full_like(start_B1, objectives.IGNORED)], dim=1)
@@ -181,10 +187,7 @@ class JointTraining:
             wanted_BN,
             label_smoothing=self._config.label_smoothing,
         )
-        mixed = objectives.joint(ctc, attended, ctc_weight=self._config.ctc_weight)
-        if not self._frame_labels:
-            return mixed
-        return mixed + self._config.alignment_weight * objectives.cross_entropy(logits_BTV, batch["frame_labels"])
+        return objectives.joint(heard, attended, ctc_weight=self._config.ctc_weight)
 
     def evaluate(self) -> dict[str, float]:
         """Measures greedy error rates on dev, of the decoder and of the CTC head (`dev_ctc_wer`)."""
@@ -244,6 +247,22 @@ def greedy(recogniser: attention.AttentionModel, states_BTD: "torch.Tensor", max
         if all(ended):
             break
     return [str(recogniser.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+
+
+def _start_from(directory: str, whisper: Any, head: Any) -> None:
+    """Copies the weights of an earlier training.
+
+    Raises:
+        ValueError: it has another architecture or no CTC head.
+    """
+    earlier = attention.load(checkpoint.resolve(directory))
+    if earlier.ctc_head is None:
+        raise ValueError(f"'{directory}' has no {attention.CTC_HEAD}; give the model of a joint training.")
+    try:
+        whisper.load_state_dict(earlier.model.state_dict())
+        head.load_state_dict(earlier.ctc_head.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"'{directory}' is not a model of this architecture: {error}") from error
 
 
 def _whisper(config: JointTask, tokenizer: Any, window_frames: int) -> Any:
