@@ -15,7 +15,7 @@ import tyro
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Experiment
-from ctxasr_ray.file_commands import compare, score
+from ctxasr_ray.file_commands import compare, prepare, score
 from ctxasr_ray.recipes.evaluation import RECIPES, find
 from ctxasr_ray.schema import ContractError
 
@@ -41,16 +41,6 @@ class Evaluate:
     """Redo utterances that carry an error, as a new attempt."""
     address: str | None = None
     """Ray cluster, for example ray://head:10001 or auto; without it a running one, else one started here."""
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    """The recipe."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepare:
-    """Writes the recipe's synthetic corpus as audio files and a manifest."""
-
-    directory: Path
-    """Where the corpus goes."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     """The recipe."""
 
@@ -288,19 +278,6 @@ def _show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     Console().print(steps_table(rows))
 
 
-def _prepare(words: list[str]) -> int:
-    """Write a recipe's synthetic corpus as audio files and a manifest."""
-    from ctxasr_ray.corpora import synthetic
-
-    name, rest = _recipe("prepare", words)
-    default = Prepare(directory=Path("corpora") / name, experiment=find(name)())
-    options = tyro.cli(Prepare, default=default, args=rest, prog=f"ctxasr prepare {name}", config=_ONE_RECIPE)
-    if options.experiment.synthetic is None:
-        raise ValueError(f"recipe '{name}' makes no corpus; give your own with --manifest.")
-    print(synthetic.prepare(options.experiment.synthetic, options.directory))
-    return 0
-
-
 def _train(words: list[str]) -> int:
     """Train a shipped tiny model again, by its committed recipe."""
     from ctxasr_ray.recipes.tiny_models import main as train
@@ -315,7 +292,7 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "status": _status,
     "report": _report,
     "export": _export,
-    "prepare": _prepare,
+    "prepare": prepare,
     "train": _train,
     "score": score,
     "compare": compare,

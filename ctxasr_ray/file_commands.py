@@ -1,12 +1,67 @@
-"""Commands that read files of anybody's making and start no run: `ctxasr score`, `ctxasr compare`."""
+"""Commands that read and write files and start no run: `ctxasr prepare`, `ctxasr score`, `ctxasr compare`."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+
+from ctxasr_ray.experiment import Experiment
+from ctxasr_ray.recipes.evaluation import RECIPES, find
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareCorpus:
+    """Writes a manifest of a corpus in another tool's layout."""
+
+    source: str
+    """The corpus: a directory, file or URL, as its layout has it."""
+    directory: Path
+    """Where `manifest.jsonl` goes."""
+    corpus: str | None = None
+    """Name of the corpus; by default that of the source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareSynthetic:
+    """Writes a recipe's synthetic corpus as audio files and a manifest."""
+
+    directory: Path
+    """Where the corpus goes."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    """The recipe."""
+
+
+def prepare(words: Sequence[str]) -> int:
+    """Write the manifest of a corpus (kaldi, librispeech, lhotse, ...), or a recipe's synthetic corpus."""
+    from ctxasr_ray.corpora import manifest, synthetic
+
+    if not words or words[0].startswith("-") or words[0] not in (*manifest.KINDS, *RECIPES):
+        raise ValueError(
+            f"expected a kind of corpus ({', '.join(manifest.KINDS)}: ctxasr prepare KIND --source DIR) or a recipe "
+            f"with a synthetic corpus ({', '.join(RECIPES)}), got '{' '.join(words[:1])}'."
+        )
+    name, rest = words[0], list(words[1:])
+    home = Path("corpora") / name
+    if name in manifest.KINDS:
+        given = PrepareCorpus(source=tyro.MISSING, directory=home)
+        asked = tyro.cli(PrepareCorpus, default=given, args=rest, prog=f"ctxasr prepare {name}")
+        print(manifest.prepare(name, asked.source, asked.directory, asked.corpus))
+        return 0
+    default = PrepareSynthetic(directory=home, experiment=find(name)())
+    options = tyro.cli(
+        PrepareSynthetic,
+        default=default,
+        args=rest,
+        prog=f"ctxasr prepare {name}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    if options.experiment.synthetic is None:
+        raise ValueError(f"recipe '{name}' makes no corpus; give your own with --manifest.")
+    print(synthetic.prepare(options.experiment.synthetic, options.directory))
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
