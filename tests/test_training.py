@@ -544,7 +544,6 @@ def test_shipped_models_take_at_most_twelve_megabytes() -> None:
 
 
 @needs_attention
-@shipped_attention
 def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:
     recogniser = attention.load(checkpoint.resolve(str(ASSETS / "attention")))
     lm = AutoTokenizer.from_pretrained(ASSETS / "lm")
@@ -556,7 +555,6 @@ def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:
 
 
 @needs_attention
-@shipped_attention
 def test_the_shipped_attention_model_hears_with_transformers_alone_what_it_hears_with_us() -> None:
     torch.set_num_threads(1)
     directory = ASSETS / "attention"
