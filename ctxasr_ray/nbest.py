@@ -247,8 +247,6 @@ def scores_table(
             "error_type": error[0] if error else None,
             "error": error[1] if error else None,
         }
-        for utterance_id, own, error in zip(
-            utterance_ids, sources, errors or [None] * len(utterance_ids), strict=True
-        )
+        for utterance_id, own, error in zip(utterance_ids, sources, errors or [None] * len(utterance_ids), strict=True)
     ]
     return conform(pa.Table.from_pylist(rows, schema=SCORES), "scores")
