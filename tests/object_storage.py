@@ -4,6 +4,7 @@ import http.client
 import http.server
 import os
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +93,10 @@ def object_storage() -> Iterator[Proxy]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    proxy = Proxy(server.get_host_and_port())
+    host, port = server.get_host_and_port()
+    with urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b""):
+        pass  # its buckets belong to the process, not to the server: the last test's are still there
+    proxy = Proxy((host, port))
     settings = {
         "AWS_ENDPOINT_URL": proxy.start(),
         "AWS_ACCESS_KEY_ID": "x",
