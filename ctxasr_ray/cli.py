@@ -178,7 +178,7 @@ def _open(options: Evaluate | Export) -> "tuple[Store, list[Shard]]":
     spoken = experiment.synthetic
     if spoken is not None and not tables:
         tables = [read_corpus(_spoken(spoken))]
-    elif spoken is not None and experiment.scorers and "dev" not in set(tables[0]["split"].to_pylist()):
+    elif spoken is not None and pipeline.needs_dev(experiment, tables[0]):
         tables.append(read_corpus(_spoken(replace(spoken, num_train=0, num_test=0))))
     if not tables:
         raise ValueError(

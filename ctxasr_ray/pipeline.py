@@ -97,6 +97,12 @@ def line(experiment: Experiment) -> Line:
     )
 
 
+def needs_dev(experiment: Experiment, utterances: pa.Table) -> bool:
+    """Whether weights must be fitted and no utterance is dev."""
+    fits = bool(experiment.scorers) and experiment.fixed_weights is None
+    return fits and "dev" not in set(utterances["split"].to_pylist())
+
+
 def add_corpus(experiment: Experiment, store: Store, utterances: pa.Table) -> list[Shard]:
     """Cuts a manifest into shards and commits them.
 
@@ -108,7 +114,7 @@ def add_corpus(experiment: Experiment, store: Store, utterances: pa.Table) -> li
         experiment.first_pass.refuse_other_corpus(utterances["utterance_id"].to_pylist())
     if utterances.num_rows == 0:
         raise ValueError("the manifest has no utterances; nothing can be evaluated.")
-    if experiment.scorers and experiment.fixed_weights is None and "dev" not in set(utterances["split"].to_pylist()):
+    if needs_dev(experiment, utterances):
         raise ValueError(
             "fusion weights are fitted on dev, and no utterance has split 'dev'. Add dev utterances to the manifest "
             '("split": "dev"), or give the weights: --fixed-weights causal_lm 0.4 length_bonus 0.5'
