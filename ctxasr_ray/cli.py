@@ -6,6 +6,7 @@ committed stays, and the same command goes on from there.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if words else 2
+    warnings.formatwarning = lambda message, *_, **__: f"ctxasr: {message}\n"
     command, *rest = words
     if command not in COMMANDS:
         print(f"ctxasr: command '{command}' is unknown.\n\n{_usage()}", file=sys.stderr)
