@@ -22,9 +22,9 @@ import pyarrow as pa  # noqa: E402  (the threads are pinned first)
 from ctxasr_ray import schema  # noqa: E402
 from ctxasr_ray.distributed.cluster import connected, ray  # noqa: E402
 from ctxasr_ray.distributed.pools import run_ray  # noqa: E402
-from ctxasr_ray.execution import run_inline  # noqa: E402
+from ctxasr_ray.execution.inline import run_inline  # noqa: E402
 from ctxasr_ray.stage import Costs, Resources, Stage, Step, runtime_field  # noqa: E402
-from ctxasr_ray.store import Shard, Store  # noqa: E402
+from ctxasr_ray.storage.store import Shard, Store  # noqa: E402
 
 ROWS_PER_SHARD = 64
 WORK_S = 1.0

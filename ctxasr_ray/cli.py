@@ -21,7 +21,7 @@ from ctxasr_ray.recipes.evaluation import RECIPES, find
 from ctxasr_ray.schema import ContractError
 
 if TYPE_CHECKING:
-    from ctxasr_ray.store import Shard, Store
+    from ctxasr_ray.storage.store import Shard, Store
 
 _ONE_RECIPE: Final = (tyro.conf.AvoidSubcommands,)
 
@@ -68,8 +68,8 @@ class Export:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    from ctxasr_ray.stage_calls import RunError
-    from ctxasr_ray.store import StoreError
+    from ctxasr_ray.execution.stage_calls import RunError
+    from ctxasr_ray.storage.store import StoreError
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -173,7 +173,7 @@ def _open(options: Evaluate | Export) -> "tuple[Store, list[Shard]]":
 
     from ctxasr_ray import pipeline
     from ctxasr_ray.corpora.manifest import read_corpus
-    from ctxasr_ray.store import Store
+    from ctxasr_ray.storage.store import Store
 
     experiment = options.experiment
     tables = [] if options.manifest is None else [read_corpus(options.manifest)]
@@ -193,29 +193,31 @@ def _open(options: Evaluate | Export) -> "tuple[Store, list[Shard]]":
 def _spoken(config: SyntheticConfig) -> Path:
     """The manifest of a synthetic corpus, made once per config under runs/corpora."""
     from ctxasr_ray.corpora import synthetic
-    from ctxasr_ray.identity import digest
     from ctxasr_ray.stage import identity
+    from ctxasr_ray.storage.identity import digest
 
     return synthetic.prepare(config, Path("runs/corpora") / f"synthetic-{digest(identity(config))[:16]}")
 
 
 def _plan(words: list[str]) -> int:
     """Say what a recipe would run, what is committed already, and what it asks of the cluster."""
-    from ctxasr_ray import execution, pipeline
+    from ctxasr_ray import pipeline
+    from ctxasr_ray.execution import planning
 
     options = parse_evaluate("plan", words)
     store, shards = _open(options)
-    _show(execution.plan(store, pipeline.line(options.experiment).steps, shards), options.json)
+    _show(planning.plan(store, pipeline.line(options.experiment).steps, shards), options.json)
     return 0
 
 
 def _status(words: list[str]) -> int:
     """Say how far a run is, from its receipts, also while it goes on."""
-    from ctxasr_ray import execution, pipeline
+    from ctxasr_ray import pipeline
+    from ctxasr_ray.execution import planning
 
     options = parse_evaluate("status", words)
     store, shards = _open(options)
-    _show(execution.status(store, pipeline.line(options.experiment).steps, shards), options.json)
+    _show(planning.status(store, pipeline.line(options.experiment).steps, shards), options.json)
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ctxasr_ray.execution import OnProgress, RunSummary, run_inline
+from ctxasr_ray.execution.inline import OnProgress, RunSummary, run_inline
 from ctxasr_ray.experiment import CorpusConfig, Experiment
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
@@ -20,7 +20,7 @@ from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.real_time_factor import real_time_factors
 from ctxasr_ray.metrics.summary import SummaryConfig
 from ctxasr_ray.stage import Step
-from ctxasr_ray.store import Shard, Store
+from ctxasr_ray.storage.store import Shard, Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +142,7 @@ def run(
         address: Of a Ray cluster; None joins a running one or starts one here.
 
     Raises:
-        ValueError, ContractError, RunError, StoreError: see `execution.run_inline`.
+        ValueError, ContractError, RunError, StoreError: see `execution.inline.run_inline`.
     """
     steps = line(experiment).steps
     if experiment.executor == "inline":

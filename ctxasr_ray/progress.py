@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ctxasr_ray import execution
+from ctxasr_ray.execution import inline
 
 
 @contextlib.contextmanager
-def shown(console: Console) -> Iterator[execution.OnProgress]:
+def shown(console: Console) -> Iterator[inline.OnProgress]:
     """Gives the callback that an executor tells of every finished table.
 
     Args:
@@ -31,7 +31,7 @@ def shown(console: Console) -> Iterator[execution.OnProgress]:
     with bar:
         task = bar.add_task("starting", total=None)
 
-        def on_progress(progress: execution.Progress) -> None:
+        def on_progress(progress: inline.Progress) -> None:
             report = progress.report
             name = f"{report.step} {report.shard}" if report.shard else report.step
             bar.update(task, completed=progress.done, total=progress.total, description=name)

@@ -216,7 +216,7 @@ TABLES: Final[Mapping[str, pa.Schema]] = {
     "units": UNITS,
     "traces": TRACES,
 }
-"""Table name -> schema. COSTS travel in each shard's receipt (see `store.py`), outside equality and hashes."""
+"""Table name -> schema. COSTS travel in each shard's receipt (see `storage/table_files.py`), outside equality and hashes."""
 
 
 def conform(table: pa.Table, name: str) -> pa.Table:

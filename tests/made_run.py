@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from ctxasr_ray.execution import run_inline
+from ctxasr_ray.execution.inline import run_inline
 from ctxasr_ray.experiment import CorpusConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.summary import SummaryConfig
@@ -19,7 +19,7 @@ from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
 from ctxasr_ray.report.page import write_report
 from ctxasr_ray.schema import FITS, RESULTS, TRANSCRIPTS, UTTERANCES, conform
 from ctxasr_ray.stage import Costs, Resources, Stage, Step
-from ctxasr_ray.store import Store
+from ctxasr_ray.storage.store import Store
 
 WORDS = [
     "call",

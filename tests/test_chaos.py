@@ -16,9 +16,9 @@ from fakes import POINTS, Behaviour, FirstPassConfig, Trap, folder_in_memory, li
 from object_storage import BUCKET, Proxy, object_storage
 from test_pools import HERE, cluster, files, prepared, tables
 
-from ctxasr_ray.execution import RunSummary, run_inline
+from ctxasr_ray.execution.inline import RunSummary, run_inline
 from ctxasr_ray.stage import Resources, Step
-from ctxasr_ray.store import Shard, Store
+from ctxasr_ray.storage.store import Shard, Store
 
 pytestmark = pytest.mark.slow
 tmp_path = pytest.fixture(folder_in_memory)

@@ -27,14 +27,14 @@ from fakes import (
     utterances,
 )
 
-from ctxasr_ray import processes
-from ctxasr_ray.attempts import Attempts
-from ctxasr_ray.execution import Progress, plan, run_inline, segments, status
+from ctxasr_ray.execution.inline import Progress, plan, run_inline, segments, status
+from ctxasr_ray.execution.stage_calls import RunError
+from ctxasr_ray.execution.worker import Worker
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import GATHERED, Step
-from ctxasr_ray.stage_calls import RunError
-from ctxasr_ray.store import Shard, Store, StoreError
-from ctxasr_ray.worker import Worker
+from ctxasr_ray.storage import processes
+from ctxasr_ray.storage.attempts import Attempts
+from ctxasr_ray.storage.store import Shard, Store, StoreError
 
 tmp_path = pytest.fixture(folder_in_memory)
 

@@ -30,7 +30,7 @@ from ctxasr_ray.pipeline import add_corpus
 from ctxasr_ray.recipes.evaluation import ctc
 from ctxasr_ray.schema import ContractError, conform
 from ctxasr_ray.stage import Costs
-from ctxasr_ray.store import Store
+from ctxasr_ray.storage.store import Store
 
 OPAQUE = {"score_kinds": {"score": "opaque"}}
 NATURAL = {"score_kinds": {"score": "log_prob"}, "log_base": "e", "eos": "included"}

@@ -19,19 +19,11 @@ GROUND = (
     "audio",
     "recordings",
     "token_tree",
-    "processes",
-    "object_store",
-    "identity",
-    "table_files",
-    "shards",
-    "corpus_files",
-    "store",
-    "lease",
-    "attempts",
+    "storage",
 )
 LEVELS = [
     {*GROUND},
-    {"stage_calls", "quarantine", "worker", "planning", "execution"},
+    {"execution"},
     {"corpora", "keywords", "models", "metrics", "fusion", "report"},
     {"search"},
     {"first_pass", "candidates", "scorers", "training"},
@@ -77,9 +69,7 @@ def test_imports_point_downwards(path: Path) -> None:
         if parts[0] == "ctxasr_ray" and len(parts) > 1 and parts[1] != room:
             assert LEVEL[parts[1]] <= LEVEL[room], f"{path} imports {name}, which stands above it"
             if room == "distributed":
-                assert parts[1] in (*GROUND, "stage_calls", "quarantine", "worker", "planning", "execution"), (
-                    f"{path} imports {name}: distributed knows no speech"
-                )
+                assert parts[1] in (*GROUND, "execution"), f"{path} imports {name}: distributed knows no speech"
 
 
 def test_recipes_and_cli_load_no_framework() -> None:

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from fakes import LIGHT, Behaviour, FirstPassConfig, ScorerConfig, folder_in_memory, line, utterances
 
-from ctxasr_ray.execution import Progress, run_inline
+from ctxasr_ray.execution.inline import Progress, run_inline
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import Resources, Step
-from ctxasr_ray.store import Shard, Store
+from ctxasr_ray.storage.store import Shard, Store
 
 HERE = Path(__file__).parent
 tmp_path = pytest.fixture(folder_in_memory)

@@ -10,10 +10,10 @@ import pytest
 from fakes import folder_in_memory, line, utterances
 from object_storage import BUCKET, Proxy, object_storage
 
-from ctxasr_ray.execution import plan, run_inline, status
-from ctxasr_ray.object_store import check_writable, open_folder
-from ctxasr_ray.stage_calls import RunError
-from ctxasr_ray.store import Shard, Store, StoreError
+from ctxasr_ray.execution.inline import plan, run_inline, status
+from ctxasr_ray.execution.stage_calls import RunError
+from ctxasr_ray.storage.object_store import check_writable, open_folder
+from ctxasr_ray.storage.store import Shard, Store, StoreError
 
 tmp_path = pytest.fixture(folder_in_memory)
 proxy = pytest.fixture(object_storage)

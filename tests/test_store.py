@@ -20,13 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ctxasr_ray import processes, schema
-from ctxasr_ray.identity import column_digest, stage_hash
-from ctxasr_ray.lease import Leases
-from ctxasr_ray.object_store import FOREIGN_TEMPORARY_AGE_S, LocalFolder, open_folder
-from ctxasr_ray.shards import cut
+from ctxasr_ray import schema
 from ctxasr_ray.stage import Resources, Step
-from ctxasr_ray.store import Store, StoreError
+from ctxasr_ray.storage import processes
+from ctxasr_ray.storage.identity import column_digest, stage_hash
+from ctxasr_ray.storage.lease import Leases
+from ctxasr_ray.storage.object_store import FOREIGN_TEMPORARY_AGE_S, LocalFolder, open_folder
+from ctxasr_ray.storage.shards import cut
+from ctxasr_ray.storage.store import Store, StoreError
 
 tmp_path = pytest.fixture(folder_in_memory)
 DEAD = f"{processes.host()}-999999999-1"
@@ -307,6 +308,15 @@ def test_a_changed_byte_is_noticed_or_harmless(tmp_path: Path, position: float, 
         refused = str(error)
     path.write_bytes(whole)
     assert not refused or (KEY in refused and "run the same command again" in refused)
+
+
+def test_a_damaged_name_of_a_nested_field_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.commit(KEY, small(1), "hypotheses", "id", {"failures": 0})
+    path = tmp_path / KEY
+    path.write_bytes(path.read_bytes().replace(b"origin", b"or\x1dgin"))
+    with pytest.raises(StoreError, match="run the same command again"):
+        Store(tmp_path).read_key(KEY)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])

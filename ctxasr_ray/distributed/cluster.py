@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ctxasr_ray.object_store import Folder, LocalFolder
 from ctxasr_ray.stage import Resources
+from ctxasr_ray.storage.object_store import Folder, LocalFolder
 
 QUIET: Final = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """Read by Ray when it is imported: one stray line instead of 35."""

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from ctxasr_ray.attempts import Attempts
 from ctxasr_ray.distributed.cluster import JOIN_S, Pool, alive_nodes, connected, ray, refuse_unfit, refuse_unshared
-from ctxasr_ray.execution import OnProgress, Run, RunSummary, Segment
+from ctxasr_ray.execution.inline import OnProgress, Run, RunSummary, Segment
+from ctxasr_ray.execution.stage_calls import RunError
+from ctxasr_ray.execution.worker import Report, Worker, gather_step
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import Resources, Step
-from ctxasr_ray.stage_calls import RunError
-from ctxasr_ray.store import Shard, Store
-from ctxasr_ray.worker import Report, Worker, gather_step
+from ctxasr_ray.storage.attempts import Attempts
+from ctxasr_ray.storage.store import Shard, Store
 
 SILENCE_S: Final = 4 * 3600
 """A dataset without a finished shard for so long has failed; one large shard can outlast Ray's 30 minutes."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ctxasr_ray.report.columns import COLUMNS
 from ctxasr_ray.schema import TABLES, conform
-from ctxasr_ray.store import Store
+from ctxasr_ray.storage.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,9 @@ from typing import Final
 import pyarrow as pa
 
 from ctxasr_ray import schema
-from ctxasr_ray.identity import column_digests, digest
-from ctxasr_ray.shards import Shard, cut
-from ctxasr_ray.table_files import TableFiles
+from ctxasr_ray.storage.identity import column_digests, digest
+from ctxasr_ray.storage.shards import Shard, cut
+from ctxasr_ray.storage.table_files import TableFiles
 
 CORPUS_FOLDER: Final = f"utterances/corpus-{digest(['utterances', schema.SCHEMA_VERSION])[:16]}"
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ctxasr_ray.lease import Leases
 from ctxasr_ray.stage import GATHERED, Step
-from ctxasr_ray.store import Shard, Store
+from ctxasr_ray.storage.lease import Leases
+from ctxasr_ray.storage.store import Shard, Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ does not count.
 import json
 from collections.abc import Callable
 
-from ctxasr_ray import processes
-from ctxasr_ray.object_store import Folder
+from ctxasr_ray.storage import processes
+from ctxasr_ray.storage.object_store import Folder
 
 
 class Attempts:

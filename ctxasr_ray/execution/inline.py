@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxasr_ray import processes, stage
-from ctxasr_ray.attempts import Attempts
-from ctxasr_ray.lease import Leases
-from ctxasr_ray.planning import Segment, is_corpus, plan, planned, segments, status
+from ctxasr_ray import stage
+from ctxasr_ray.execution.planning import Segment, is_corpus, plan, planned, segments, status
+from ctxasr_ray.execution.stage_calls import RunError, package_versions
+from ctxasr_ray.execution.worker import Report, Worker, gather_step
 from ctxasr_ray.stage import GATHERED, Step
-from ctxasr_ray.stage_calls import RunError, package_versions
-from ctxasr_ray.store import Shard, Store
-from ctxasr_ray.worker import Report, Worker, gather_step
+from ctxasr_ray.storage import processes
+from ctxasr_ray.storage.attempts import Attempts
+from ctxasr_ray.storage.lease import Leases
+from ctxasr_ray.storage.store import Shard, Store
 
 __all__ = ["Progress", "Report", "Run", "RunError", "RunSummary", "Segment", "plan", "run_inline", "segments", "status"]
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from ctxasr_ray import schema
-from ctxasr_ray.attempts import Attempts
-from ctxasr_ray.stage_calls import RunError, some_rows, utterance_ids
-from ctxasr_ray.store import Store
+from ctxasr_ray.execution.stage_calls import RunError, some_rows, utterance_ids
+from ctxasr_ray.storage.attempts import Attempts
+from ctxasr_ray.storage.store import Store
 
 MAX_DEATHS: Final = 2
 """Workers that a shard, and later the single utterance, may kill before it is halved or quarantined."""

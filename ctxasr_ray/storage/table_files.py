@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctxasr_ray import schema
-from ctxasr_ray.identity import column_digest, column_digests, digest
-from ctxasr_ray.object_store import Folder, StoreError, check_writable, open_folder
+from ctxasr_ray.storage.identity import column_digest, column_digests, digest
+from ctxasr_ray.storage.object_store import Folder, StoreError, check_writable, open_folder
 
 FORMAT: Final = 1
 """Raised when names or footers change; a folder of another format is refused."""
@@ -176,12 +176,11 @@ class TableFiles:
         try:
             data = pa.BufferReader(self.folder.read(key))
             table = pq.read_table(data, columns=columns, use_threads=False, page_checksum_verification=True)
+            # Parquet renames the item fields of lists. A damaged name of a field breaks the cast.
+            expected = pa.schema([schema.TABLES[footer.table].field(column) for column in columns])
+            table = table.cast(expected).combine_chunks()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self._broken(key, str(error)) from error
-        # Parquet renames the item fields of lists
-        table = table.cast(
-            pa.schema([schema.TABLES[footer.table].field(column) for column in columns])
-        ).combine_chunks()
         if table.num_rows != footer.num_rows:
             raise self._broken(key, f"{table.num_rows} rows; its footer says {footer.num_rows}")
         for column in columns:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ctxasr_ray import processes
-from ctxasr_ray.object_store import Folder, StoreError
+from ctxasr_ray.storage import processes
+from ctxasr_ray.storage.object_store import Folder, StoreError
 
 HEARTBEAT_S: Final = 5.0
 EXPIRY_S: Final = 20.0

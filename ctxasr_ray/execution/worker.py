@@ -13,11 +13,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctxasr_ray.attempts import Attempts
-from ctxasr_ray.quarantine import Quarantine
-from ctxasr_ray.schema import ContractError
-from ctxasr_ray.stage import Costs, Stage, Step
-from ctxasr_ray.stage_calls import (
+from ctxasr_ray.execution.quarantine import Quarantine
+from ctxasr_ray.execution.stage_calls import (
     RunError,
     build,
     call,
@@ -25,7 +22,10 @@ from ctxasr_ray.stage_calls import (
     read_inputs,
     some_rows,
 )
-from ctxasr_ray.store import Shard, Store, StoreError, splits_of
+from ctxasr_ray.schema import ContractError
+from ctxasr_ray.stage import Costs, Stage, Step
+from ctxasr_ray.storage.attempts import Attempts
+from ctxasr_ray.storage.store import Shard, Store, StoreError, splits_of
 
 MAX_LOAD_DEATHS: Final = 3
 """Workers of one node that may die in a row while they build the stage; no shard is blamed for these."""

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from ctxasr_ray import schema
-from ctxasr_ray.corpus_files import CORPUS_FOLDER, CorpusFiles
-from ctxasr_ray.identity import digest, stage_hash
-from ctxasr_ray.object_store import StoreError
-from ctxasr_ray.shards import Shard
 from ctxasr_ray.stage import GATHERED, Step
-from ctxasr_ray.table_files import Committed, Footer
+from ctxasr_ray.storage.corpus_files import CORPUS_FOLDER, CorpusFiles
+from ctxasr_ray.storage.identity import digest, stage_hash
+from ctxasr_ray.storage.object_store import StoreError
+from ctxasr_ray.storage.shards import Shard
+from ctxasr_ray.storage.table_files import Committed, Footer
 
 __all__ = ["Committed", "Footer", "Shard", "Store", "StoreError", "stage_hash"]
 

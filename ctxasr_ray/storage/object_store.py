@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from ctxasr_ray import processes
+from ctxasr_ray.storage import processes
 
 T = TypeVar("T")
 FOREIGN_TEMPORARY_AGE_S: Final = 3600.0

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ctxasr_ray import schema
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import GATHERED, Costs, Stage, Step
-from ctxasr_ray.store import Store
+from ctxasr_ray.storage.store import Store
 
 PACKAGES: Final = ("ctxasr-ray", "numpy", "pyarrow", "torch", "transformers", "ray")
 
