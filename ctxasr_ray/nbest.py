@@ -33,6 +33,8 @@ class Hypothesis:
     token_entropies: Sequence[float] | None = None
     token_start_s: Sequence[float] | None = None
     token_end_s: Sequence[float] | None = None
+    token_words: Sequence[int] | None = None
+    """Index in `text.split()` of the word that each token belongs to; -1 for a token that belongs to none."""
     scores: Sequence[Score] = ()
     search_score: float | None = None
     origin: str = "search"
@@ -62,6 +64,7 @@ def hypotheses_table(nbests: Sequence[NBest]) -> pa.Table:
                     "token_entropies": h.token_entropies,
                     "token_start_s": h.token_start_s,
                     "token_end_s": h.token_end_s,
+                    "token_words": h.token_words,
                     "scores": [{"source": s.source, "kind": s.kind, "log_prob": s.log_prob} for s in h.scores],
                     "search_score": h.search_score,
                     "origin": h.origin,

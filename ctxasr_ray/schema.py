@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Raised when a column changes its name, type or meaning; part of every stage hash."""
 
 SPLITS: Final = ("train", "dev", "test")
@@ -84,6 +84,7 @@ HYPOTHESIS: Final = pa.struct(
         pa.field("token_entropies", pa.list_(pa.float32())),  # nats, over the full vocabulary
         pa.field("token_start_s", pa.list_(pa.float32())),
         pa.field("token_end_s", pa.list_(pa.float32())),
+        pa.field("token_words", pa.list_(pa.int32())),  # index in text.split() of each token's word, -1 for none
         _required("scores", pa.list_(SCORE)),  # the recogniser's exact forced scores, one per source
         pa.field("search_score", pa.float64()),  # a record of the search; fusion never weights it
         _required("origin", pa.string()),  # one of ORIGINS
@@ -216,7 +217,7 @@ TABLES: Final[Mapping[str, pa.Schema]] = {
     "units": UNITS,
     "traces": TRACES,
 }
-"""Table name -> schema. COSTS travel in each shard's receipt (see `storage/table_files.py`), outside equality and hashes."""
+"""Table name -> schema. COSTS travel in each receipt (`storage/table_files.py`), outside equality and hashes."""
 
 
 def conform(table: pa.Table, name: str) -> pa.Table:

@@ -263,23 +263,24 @@ def test_bad_fields_are_refused_at_construction(fields: dict[str, Any]) -> None:
         LogLinearConfig(**fields)
 
 
-def with_tokens(text: str, token_ids: list[int], log_probs: list[float]) -> pa.Table:
-    steps = [0.5 * i for i in range(len(token_ids))]
+def with_tokens(text: str, token_words: list[int] | None, log_probs: list[float]) -> pa.Table:
+    steps = [0.5 * i for i in range(len(log_probs))]
     hypothesis = Hypothesis(
         text=text,
-        token_ids=token_ids,
+        token_ids=range(len(log_probs)),
         token_log_probs=log_probs,
         token_start_s=steps,
         token_end_s=[s + 0.25 for s in steps],
+        token_words=token_words,
         scores=(Score(source="ctc", kind="log_prob", log_prob=-1.0),),
         origin="keyword",
     )
     return hypotheses_table([NBest(utterance_id="u", hypotheses=[hypothesis])])
 
 
-def test_character_tokens_give_words_times_and_confidence() -> None:
+def test_tokens_give_their_words_times_and_confidence() -> None:
     half = math.log(0.5)
-    table = with_tokens("hi yo", [8, 9, 1, 25, 15], [0.0, half, -9.0, -0.1, 0.0])
+    table = with_tokens("hi yo", [0, 0, -1, 1, 1], [0.0, half, -9.0, -0.1, 0.0])
     words = fuse(table)["words"].to_pylist()[0]
     assert [w["word"] for w in words] == ["hi", "yo"]
     assert [(w["start_s"], w["end_s"]) for w in words] == [(0.0, 0.75), (1.5, 2.25)]
@@ -288,9 +289,9 @@ def test_character_tokens_give_words_times_and_confidence() -> None:
     assert [w["origin"] for w in words] == ["keyword", "keyword"]
 
 
-@pytest.mark.parametrize("token_ids", [[7, 8], [1, 2, 3, 4, 4]], ids=["subwords", "ids that are not characters"])
-def test_tokens_that_are_not_characters_give_words_without_confidence(token_ids: list[int]) -> None:
-    words = fuse(with_tokens("hi yo", token_ids, [-0.1] * len(token_ids)))["words"].to_pylist()[0]
+@pytest.mark.parametrize("token_words", [None, [-1, -1]], ids=["not stored", "of no word"])
+def test_tokens_of_unknown_words_give_words_without_confidence(token_words: list[int] | None) -> None:
+    words = fuse(with_tokens("hi yo", token_words, [-0.1] * 2))["words"].to_pylist()[0]
     assert [w["word"] for w in words] == ["hi", "yo"]
     assert {(w["start_s"], w["end_s"], w["confidence"]) for w in words} == {(None, None, None)}
 

@@ -15,7 +15,7 @@ from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.schema import HYPOTHESES, ContractError, conform
 from ctxasr_ray.stage import Costs, Resources, light
 
-_TOKENS: Final = ("token_ids", "token_log_probs", "token_entropies", "token_start_s", "token_end_s")
+_TOKENS: Final = ("token_ids", "token_log_probs", "token_entropies", "token_start_s", "token_end_s", "token_words")
 _SIDES: Final = ("keep", "record")
 
 

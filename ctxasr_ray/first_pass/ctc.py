@@ -254,6 +254,7 @@ class CtcFirstPass:
                     token_entropies=entropy_T[peaks].tolist(),
                     token_start_s=(alignment.start_frame * self._model.frame_duration_s).tolist(),
                     token_end_s=(alignment.end_frame * self._model.frame_duration_s).tolist(),
+                    token_words=vocabulary.token_words(found[n].token_ids),
                     scores=(Score(source=self._config.source, kind="log_prob", log_prob=forced[n]),),
                     search_score=found[n].log_prob,
                 )

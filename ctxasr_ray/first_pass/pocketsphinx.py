@@ -124,6 +124,7 @@ class PocketSphinxFirstPass:
             text=" ".join(path.words),
             token_start_s=path.start_s,
             token_end_s=path.end_s,
+            token_words=range(len(path.words)),
             scores=(acoustic, *self._language(path.words)),
             search_score=path.score,
         )

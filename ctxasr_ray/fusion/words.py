@@ -21,7 +21,7 @@ def read_words(hypotheses: pa.StructArray, winner_U: npt.NDArray[np.int64], temp
 
     Returns:
         (U,) lists of `schema.WORD`; empty where nothing was chosen. Times and confidence are null where no
-        tokens are stored or it is not certain which token belongs to which word.
+        tokens are stored, or it is not stored which token belongs to which word.
     """
     rows = hypotheses.take(pa.array(winner_U, mask=winner_U < 0)).to_pylist()
     return pa.array([[] if row is None else _words(row, temperature) for row in rows], pa.list_(WORD))
@@ -42,42 +42,27 @@ def word_confidence(token_log_probs: Sequence[float], temperature: float) -> flo
 
 
 def _words(hypothesis: Mapping[str, Any], temperature: float) -> list[dict[str, Any]]:
-    text: str = hypothesis["text"]
-    one_to_one = _tokens_are_characters(text, hypothesis["token_ids"])
-    whole_words = _tokens_are_words(text, hypothesis)
-    words, position = [], 0
-    for index, word in enumerate(text.split()):
-        start = text.index(word, position)
-        position = start + len(word)
-        mine = slice(start, position) if one_to_one else slice(index, index + 1) if whole_words else None
-        words.append(
-            {
-                "word": word,
-                "start_s": _pick(hypothesis["token_start_s"], mine, min),
-                "end_s": _pick(hypothesis["token_end_s"], mine, max),
-                "confidence": _pick(hypothesis["token_log_probs"], mine, lambda p: word_confidence(p, temperature)),
-                "origin": hypothesis["origin"],
-            }
-        )
-    return words
+    words = hypothesis["text"].split()
+    mine = _tokens_of_words(hypothesis["token_words"], len(words))
+    return [
+        {
+            "word": word,
+            "start_s": _pick(hypothesis["token_start_s"], tokens, min),
+            "end_s": _pick(hypothesis["token_end_s"], tokens, max),
+            "confidence": _pick(hypothesis["token_log_probs"], tokens, lambda p: word_confidence(p, temperature)),
+            "origin": hypothesis["origin"],
+        }
+        for word, tokens in zip(words, mine, strict=True)
+    ]
 
 
-def _pick(values: Sequence[float] | None, mine: slice | None, reduce: Any) -> float | None:
-    return None if values is None or mine is None else float(reduce(values[mine]))
+def _tokens_of_words(token_words: Sequence[int] | None, num_words: int) -> list[list[int]]:
+    tokens: list[list[int]] = [[] for _ in range(num_words)]
+    for token, word in enumerate(token_words or ()):
+        if word >= 0:
+            tokens[word].append(token)
+    return tokens
 
 
-def _tokens_are_words(text: str, hypothesis: Mapping[str, Any]) -> bool:
-    """Whether a recogniser without tokens (no ids) gave the time of each word."""
-    starts = hypothesis["token_start_s"]
-    return hypothesis["token_ids"] is None and starts is not None and len(starts) == len(text.split())
-
-
-def _tokens_are_characters(text: str, token_ids: Sequence[int] | None) -> bool:
-    """Whether token i is character i: as many of both, and each character always has the same token of its own.
-
-    Subword tokens need their tokenizer to be laid over words; tables hold ids only, so those words have no times.
-    """
-    if token_ids is None or len(token_ids) != len(text):
-        return False
-    pairs = set(zip(text, token_ids, strict=True))
-    return len(pairs) == len(set(text)) == len(set(token_ids))
+def _pick(values: Sequence[float] | None, tokens: Sequence[int], reduce: Any) -> float | None:
+    return None if values is None or not tokens else float(reduce([values[token] for token in tokens]))

@@ -29,6 +29,21 @@ class Vocabulary:
         text = self.decode(ids) if self.decode else "".join(self.pieces[token] for token in ids)
         return " ".join(text.split())
 
+    def token_words(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> list[int] | None:
+        """Index in `text(ids).split()` of each label's word, -1 for a space; None where labels cross words."""
+        words: list[int] = []
+        word, starts = -1, True
+        for token in ids:
+            piece = self.pieces[token]
+            starts |= piece.startswith(" ")
+            if not piece.strip():
+                words.append(-1)
+                continue
+            word += starts
+            words.append(word)
+            starts = piece.endswith(" ")
+        return words if word + 1 == len(self.text(ids).split()) else None
+
     def starts_word(self) -> npt.NDArray[np.bool_]:
         """(V,) whether a label ends the word before it: it is, or begins with, a space."""
         return np.asarray([piece.startswith(" ") for piece in self.pieces])
