@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from real import real
 
@@ -198,6 +198,8 @@ json_keys = st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(rows=st.lists(st.dictionaries(json_keys, json_values, max_size=6), min_size=1, max_size=4))
+@example(rows=[{"start_s": 2**53 + 1}])  # an integer without a float64
+@example(rows=[{"duration": 10**400}])
 def test_any_json_objects_are_read_whole_or_refused(tmp_path_factory, rows):
     path = manifest(
         tmp_path_factory.getbasetemp(), *({"audio_filepath": f"/none/{i}", **row} for i, row in enumerate(rows))

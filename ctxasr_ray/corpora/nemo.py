@@ -5,7 +5,6 @@ Keys named like columns of UTTERANCES are taken as they are; every other key bec
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,7 +198,7 @@ def _fits(column: str, value: Any) -> bool:
         case "an object":
             return isinstance(value, dict)
         case _:
-            return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+            return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _default_id(audio: str, start_s: float | None, channel: int | None) -> str:
