@@ -263,7 +263,7 @@ def _export(words: list[str]) -> int:
         options.path,
         utterances=utterances.filter(own),
         transcripts=store.gather(line.transcripts[options.system], shards).filter(own),
-        hypotheses=store.gather(line.first_pass, shards).filter(own) if options.format == "nbest" else None,
+        hypotheses=store.gather(line.nbest(options.system), shards).filter(own) if options.format == "nbest" else None,
     )
     left_out = f", {len(written.left_out)} without a text left out" if written.left_out else ""
     print(f"{written.path}: {written.num_written} utterances{left_out}")

@@ -3,16 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
+from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
+from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
 from ctxasr_ray.stage import Resources, Stage
+
+FirstPass: TypeAlias = CtcConfig | AttentionConfig | PocketSphinxConfig | ImportedConfig
+"""Recordings -> N-best lists."""
+Scorer: TypeAlias = CausalLmConfig | AttentionScorerConfig | PocketSphinxScorerConfig
+"""N-best lists -> scores of every hypothesis."""
+Candidates: TypeAlias = UnionConfig
+"""N-best lists -> another N-best list."""
 
 
 def asset(name: str) -> str:
@@ -42,17 +52,47 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Rescoring:
+    """A row of the results: every source of one N-best list and of some scorers, weighted and added up."""
+
+    scorers: tuple[Scorer, ...] = ()
+    """All of them enter the fusion, beside the scores that the list has of its own."""
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    """How the weights are found on dev."""
+    fixed_weights: Mapping[str, float] | None = None
+    """Weights by source (and length_bonus) instead of a fit on dev."""
+    num_hypotheses: int | None = None
+    """Only the first ones of each list are scored; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Branch:
+    """Another N-best list of the same utterances, with a row for its 1-best, and what is made of it."""
+
+    nbest: FirstPass | Candidates
+    """Where the list comes from."""
+    of: tuple[str, ...] = ()
+    """The lists that candidates are made of: first_pass, or branches that stand before this one."""
+    rescorings: Mapping[str, Rescoring] = field(default_factory=dict)
+    """System -> fusion over this list."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
     """One evaluation: a recogniser, the language models that rescore its N-best, and how numbers are made."""
 
-    first_pass: CtcConfig | AttentionConfig | PocketSphinxConfig | ImportedConfig
-    """The recogniser and its search."""
-    scorers: tuple[CausalLmConfig, ...] = ()
-    """Language models that score every hypothesis; all of them enter the fusion."""
+    first_pass: FirstPass
+    """The recogniser and its search; every other system is compared with its 1-best."""
+    scorers: tuple[Scorer, ...] = ()
+    """Models that score every hypothesis; all of them enter the fusion of the system lm_rescoring."""
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     """How fusion weights are found on dev; unused without scorers."""
     fixed_weights: Mapping[str, float] | None = None
     """Fusion weights by source (and length_bonus) instead of a fit on dev."""
+    rescorings: Mapping[str, Rescoring] = field(default_factory=dict)
+    """System -> a further fusion over the first pass's lists."""
+    branches: Mapping[str, Branch] = field(default_factory=dict)
+    """System -> another N-best list: a second recogniser or search, a union, new candidates."""
     synthetic: SyntheticConfig | None = None
     """Spoken by espeak-ng when no manifest is given; its dev part is used where a manifest brings no dev split."""
     normaliser: str = "whisper_english"
@@ -65,3 +105,24 @@ class Experiment:
     """Of the cut into shards and of the bootstrap."""
     executor: Literal["ray", "inline"] = "ray"
     """Where stages run: actor pools of Ray, or a plain loop in this process. Both give the same tables."""
+
+    def lists(self) -> dict[str, Branch]:
+        """Every N-best list by system, the first pass first.
+
+        Raises:
+            ValueError: two systems of one name, or a branch that is made of a list that does not stand before it.
+        """
+        main = Rescoring(scorers=self.scorers, weights=self.weights, fixed_weights=self.fixed_weights)
+        own = {"lm_rescoring": main} if self.scorers else {}
+        lists = {"first_pass": Branch(nbest=self.first_pass, rescorings={**own, **self.rescorings})}
+        for system, branch in self.branches.items():
+            missing = [name for name in branch.of if name not in lists]
+            if missing or system in lists:
+                problem = f"is made of {missing}" if missing else "stands twice"
+                raise ValueError(f"branch '{system}' {problem}; the lists before it are {list(lists)}.")
+            lists[system] = branch
+        systems = [name for system, branch in lists.items() for name in (system, *branch.rescorings)]
+        twice = sorted({name for name in systems if systems.count(name) > 1})
+        if twice:
+            raise ValueError(f"systems {twice} stand more than once; give each row of the results its own name.")
+        return lists

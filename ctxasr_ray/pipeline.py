@@ -4,14 +4,16 @@ Read this first, then one scorer and one fusion. A run is a line of steps; execu
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 
+from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.execution.inline import OnProgress, RunSummary, run_inline
-from ctxasr_ray.experiment import CorpusConfig, Experiment
+from ctxasr_ray.experiment import Branch, CorpusConfig, Experiment, Rescoring
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
@@ -19,7 +21,7 @@ from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.real_time_factor import real_time_factors
 from ctxasr_ray.metrics.summary import SummaryConfig
-from ctxasr_ray.stage import Step
+from ctxasr_ray.stage import StageConfig, Step
 from ctxasr_ray.storage.store import Shard, Store
 
 
@@ -28,16 +30,36 @@ class Line:
     """The steps of a run, by what they are for."""
 
     corpus: Step
-    first_pass: Step
-    scores: tuple[Step, ...]
-    fit: Step | None
+    lists: dict[str, Step]
+    """System -> the step that writes its N-best lists, `first_pass` first."""
+    fits: dict[str, Step]
+    """System -> the step that fits its weights."""
     transcripts: dict[str, Step]
-    """System -> the step that writes its TRANSCRIPTS; the oracle has none."""
+    """System -> the step that writes its TRANSCRIPTS; an oracle has none."""
     errors: dict[str, Step]
     """System -> the step that writes its ERRORS, in the order of the results."""
     results: Step
     steps: tuple[Step, ...]
     """All of them, parents first."""
+
+    def nbest(self, system: str) -> Step:
+        """The lists that a system chose its transcripts from."""
+        return self.transcripts[system].inputs[0]
+
+    def above(self, system: str) -> list[Step]:
+        """Every step that a system's transcripts need when they are made for somebody, fits and errors apart."""
+        needed: dict[str, Step] = {}
+        waiting = [self.transcripts[system]]
+        while waiting:
+            step = waiting.pop()
+            if step.config.WRITES in _SERVING and step.name not in needed:
+                needed[step.name] = step
+                waiting += step.inputs
+        return list(needed.values())
+
+
+_SERVING: Final = ("context", "hypotheses", "scores", "transcripts")
+"""Tables that are made again for every new recording; weights and errors are not."""
 
 
 def line(experiment: Experiment) -> Line:
@@ -47,59 +69,96 @@ def line(experiment: Experiment) -> Line:
         ValueError: a field of the experiment is refused.
     """
     corpus = Step(name="utterances", config=CorpusConfig())
-    first_pass = Step(name="first_pass", config=experiment.first_pass, inputs=(corpus,))
-    nbest_errors = Step(
-        name="nbest_errors", config=NbestErrorsConfig(normaliser=experiment.normaliser), inputs=(first_pass, corpus)
-    )
-    scores = tuple(
-        Step(name=f"scores_{scorer.source}", config=scorer, inputs=(first_pass,)) for scorer in experiment.scorers
-    )
-    transcripts = {
-        "first_pass": Step(
-            name="transcripts_first_pass",
-            config=LogLinearConfig(normaliser=experiment.normaliser),
-            inputs=(first_pass,),
-        )
-    }
-    fit = None
-    if scores:
-        fusion = LogLinearConfig(normaliser=experiment.normaliser, weights=experiment.fixed_weights)
-        inputs = (first_pass, *scores)
-        if experiment.fixed_weights is None:
-            weights = replace(experiment.weights, normaliser=experiment.normaliser)
-            fit = Step(name="weights", config=weights, inputs=(first_pass, *scores, nbest_errors, corpus))
-            inputs = (*inputs, fit)
-        transcripts["lm_rescoring"] = Step(name="transcripts_lm_rescoring", config=fusion, inputs=inputs)
-    counts = ErrorCountsConfig(normaliser=experiment.normaliser)
-    errors = {
-        system: Step(name=f"errors_{system}", config=counts, inputs=(corpus, step))
-        for system, step in transcripts.items()
-    }
-    errors["oracle"] = Step(name="errors_oracle", config=OracleConfig(), inputs=(nbest_errors,))
+    laid = _Layout(experiment, corpus)
+    for system, branch in experiment.lists().items():
+        laid.add_list(system, branch)
     summary = SummaryConfig(
-        systems=tuple(errors),
-        systems_with_transcripts=tuple(transcripts),
-        systems_with_fits=("lm_rescoring",) if fit else (),
+        systems=tuple(laid.errors),
+        systems_with_transcripts=tuple(laid.transcripts),
+        systems_with_fits=tuple(laid.fits),
         num_replicates=experiment.num_replicates,
         seed=experiment.seed,
     )
-    fits = (fit,) if fit else ()
-    results = Step(name="results", config=summary, inputs=(corpus, *errors.values(), *transcripts.values(), *fits))
+    counted = (*laid.errors.values(), *laid.transcripts.values(), *laid.fits.values())
+    results = Step(name="results", config=summary, inputs=(corpus, *counted))
     return Line(
         corpus=corpus,
-        first_pass=first_pass,
-        scores=scores,
-        fit=fit,
-        transcripts=transcripts,
-        errors=errors,
+        lists=laid.lists,
+        fits=laid.fits,
+        transcripts=laid.transcripts,
+        errors=laid.errors,
         results=results,
-        steps=(corpus, first_pass, *scores, nbest_errors, *fits, *transcripts.values(), *errors.values(), results),
+        steps=(corpus, *laid.steps, results),
     )
+
+
+class _Layout:
+    """Steps in the order in which they are laid, parents first; a scorer that two systems share is one step."""
+
+    def __init__(self, experiment: Experiment, corpus: Step) -> None:
+        self._experiment, self._corpus = experiment, corpus
+        self.steps: list[Step] = []
+        self.lists: dict[str, Step] = {}
+        self.fits: dict[str, Step] = {}
+        self.transcripts: dict[str, Step] = {}
+        self.errors: dict[str, Step] = {}
+
+    def add_list(self, system: str, branch: Branch) -> None:
+        """One N-best list: its 1-best, its oracle, its rescorings."""
+        parents = tuple(self.lists[name] for name in branch.of) or (self._corpus,)
+        self.lists[system] = self._step(system, branch.nbest, parents)
+        self._add_system(system, (self.lists[system],), None)
+        oracle = "oracle" if system == "first_pass" else f"oracle/{system}"
+        self.errors[oracle] = self._step(f"errors_{oracle}", OracleConfig(), (self._nbest_errors(self.lists[system]),))
+        for name, rescoring in branch.rescorings.items():
+            self._add_rescoring(name, rescoring, self.lists[system])
+
+    def _add_rescoring(self, system: str, rescoring: Rescoring, hypotheses: Step) -> None:
+        if rescoring.num_hypotheses is not None:
+            top = TopConfig(num_hypotheses=rescoring.num_hypotheses)
+            hypotheses = self._step(f"{hypotheses.name}_top_{rescoring.num_hypotheses}", top, (hypotheses,))
+        tables = {"utterances": self._corpus, "hypotheses": hypotheses}
+        scores = [
+            self._step(f"scores_{scorer.source}{_of(hypotheses)}", scorer, tuple(tables[t] for t in scorer.READS))
+            for scorer in rescoring.scorers
+        ]
+        inputs = (hypotheses, *scores)
+        if rescoring.fixed_weights is None:
+            weights = replace(rescoring.weights, normaliser=self._experiment.normaliser, fit_name=system)
+            parents = (*inputs, self._nbest_errors(hypotheses), self._corpus)
+            self.fits[system] = self._step(f"weights_{system}", weights, parents)
+            inputs = (*inputs, self.fits[system])
+        self._add_system(system, inputs, rescoring.fixed_weights)
+
+    def _add_system(self, system: str, inputs: tuple[Step, ...], weights: Mapping[str, float] | None) -> None:
+        normaliser = self._experiment.normaliser
+        fusion = LogLinearConfig(normaliser=normaliser, weights=weights, fit_name=system)
+        self.transcripts[system] = self._step(f"transcripts_{system}", fusion, inputs)
+        counts = ErrorCountsConfig(normaliser=normaliser)
+        self.errors[system] = self._step(f"errors_{system}", counts, (self._corpus, self.transcripts[system]))
+
+    def _nbest_errors(self, hypotheses: Step) -> Step:
+        counts = NbestErrorsConfig(normaliser=self._experiment.normaliser)
+        return self._step(f"nbest_errors{_of(hypotheses)}", counts, (hypotheses, self._corpus))
+
+    def _step(self, name: str, config: StageConfig, inputs: tuple[Step, ...]) -> Step:
+        for step in self.steps:
+            if step.config == config and step.inputs == inputs:
+                return step
+        if any(step.name == name for step in self.steps):
+            raise ValueError(f"two different steps are named '{name}'; give the scorers of one list different sources.")
+        self.steps.append(Step(name=name, config=config, inputs=inputs))
+        return self.steps[-1]
+
+
+def _of(hypotheses: Step) -> str:
+    return "" if hypotheses.name == "first_pass" else f"_of_{hypotheses.name}"
 
 
 def needs_dev(experiment: Experiment, utterances: pa.Table) -> bool:
     """Whether weights must be fitted and no utterance is dev."""
-    fits = bool(experiment.scorers) and experiment.fixed_weights is None
+    rescorings = [r for branch in experiment.lists().values() for r in branch.rescorings.values()]
+    fits = any(rescoring.fixed_weights is None for rescoring in rescorings)
     return fits and "dev" not in set(utterances["split"].to_pylist())
 
 
@@ -110,8 +169,9 @@ def add_corpus(experiment: Experiment, store: Store, utterances: pa.Table) -> li
         ValueError: no rows, the experiment must fit weights and no row is dev, or imported lists are of utterances
             that the manifest does not have.
     """
-    if isinstance(experiment.first_pass, ImportedConfig):
-        experiment.first_pass.refuse_other_corpus(utterances["utterance_id"].to_pylist())
+    for branch in experiment.lists().values():
+        if isinstance(branch.nbest, ImportedConfig):
+            branch.nbest.refuse_other_corpus(utterances["utterance_id"].to_pylist())
     if utterances.num_rows == 0:
         raise ValueError("the manifest has no utterances; nothing can be evaluated.")
     if needs_dev(experiment, utterances):
@@ -156,10 +216,7 @@ def results(experiment: Experiment, store: Store, shards: Sequence[Shard]) -> pa
     """RESULTS of a finished run, with each system's real-time factor (the only measured time) from its receipts."""
     laid = line(experiment)
     table = store.gather(laid.results, shards)
-    by_system: dict[str, tuple[Step, ...]] = {"first_pass": (laid.first_pass,)}
-    if laid.scores:
-        by_system["lm_rescoring"] = (laid.first_pass, *laid.scores, laid.transcripts["lm_rescoring"])
-    costs = {system: store.costs(steps, shards) for system, steps in by_system.items()}
+    costs = {system: store.costs(laid.above(system), shards) for system in laid.transcripts}
     return pa.concat_tables([table, real_time_factors(table, costs)])
 
 
@@ -174,8 +231,8 @@ def report(experiment: Experiment, store: Store, shards: Sequence[Shard], direct
         results=results(experiment, store, shards),
         utterances=store.gather(laid.corpus, shards),
         transcripts={system: store.gather(step, shards) for system, step in laid.transcripts.items()},
-        hypotheses=store.gather(laid.first_pass, shards),
+        hypotheses=store.gather(laid.lists["first_pass"], shards),
         costs=store.costs(laid.steps, shards),
-        fits=store.gather(laid.fit, shards) if laid.fit else None,
+        fits=pa.concat_tables(store.gather(step, shards) for step in laid.fits.values()) if laid.fits else None,
         provenance=json.loads(store.folder.read("provenance.json")),
     )

@@ -100,7 +100,7 @@ def train_attention() -> TrainingConfig:
     task = replace(
         start.task, teacher=None, initial="runs/train/attention_start/model", ctc_weight=0.3, augment=LIGHT_MASKS
     )
-    return replace(start, name="attention", seed=15, task=task, num_steps=2500)
+    return replace(start, name="attention", seed=15, task=task, num_steps=5000)
 
 
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
