@@ -108,7 +108,7 @@ class _Layout:
         parents = tuple(self.lists[name] for name in branch.of) or (self._corpus,)
         self.lists[system] = self._step(system, branch.nbest, parents)
         self._add_system(system, (self.lists[system],), None)
-        oracle = "oracle" if system == "first_pass" else f"oracle/{system}"
+        oracle = "oracle" if system == "first_pass" else f"oracle/{system.removeprefix('first_pass/')}"
         self.errors[oracle] = self._step(f"errors_{oracle}", OracleConfig(), (self._nbest_errors(self.lists[system]),))
         for name, rescoring in branch.rescorings.items():
             self._add_rescoring(name, rescoring, self.lists[system])

@@ -10,6 +10,7 @@ from ctxasr_ray.report.drawing import COLOURS, INK, Chart, new_rows, short
 
 Interval = tuple[float, float]
 _MAX_DRAWN = 12
+_COMPANIONS = ("flat", "bootstrap", "ties")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +43,8 @@ def fitted_values(fits: pa.Table | None) -> list[FittedValue]:
     rows = {row["name"]: row for row in (fits.to_pylist() if fits is not None else [])}
     found = []
     for name, row in rows.items():
-        base, slash, _ = name.rpartition("/")
-        if slash and base in rows:
+        base, _, part = name.rpartition("/")
+        if part in _COMPANIONS and base in rows:
             continue
         flat, bootstrap = (_intervals(rows.get(f"{name}/{part}")) for part in ("flat", "bootstrap"))
         optimal, optima = _intervals(row), dict(rows.get(f"{name}/ties", {}).get("values", ()))
