@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from ctxasr_ray import audio
 
+CUT_OR_RAISE: Final = "cut it into windows (start_s, duration_s), or raise max_audio_s where the memory allows."
+"""Remedy for audio that only a config's limit refuses."""
 COLUMNS: Final = ("audio_uri", "start_s", "duration_s", "channel")
 """Columns of UTTERANCES, besides `utterance_id`, that say what is heard."""
 
@@ -86,9 +88,8 @@ def _samples(
     *, audio_uri: str, start_s: float, duration_s: float | None, channel: int | None, limits: Limits
 ) -> tuple[npt.NDArray[np.float32] | None, tuple[str, str] | None]:
     rate = limits.sample_rate_hz
-    if duration_s is None:
-        duration_s = audio.probe(audio_uri).duration_s - start_s
-    num_samples = round(duration_s * rate)
+    known_s = audio.probe(audio_uri).duration_s - start_s if duration_s is None else duration_s
+    num_samples = round(known_s * rate)
     samples = None
     if num_samples <= limits.max_s * rate:
         samples = audio.load(audio_uri, start_s=start_s, duration_s=duration_s, channel=channel, sample_rate_hz=rate)

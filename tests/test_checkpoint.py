@@ -154,6 +154,10 @@ def test_fingerprints_follow_what_changes_numbers_and_nothing_else(model: Path) 
     after = fingerprint(str(model))
     assert after["preprocessor"] != before["preprocessor"]
     assert after["model"] == before["model"]
+    for name, part in (("generation_config.json", "generation"), ("ctc_head.safetensors", "ctc_head")):
+        (model / name).write_text("{}")
+        assert set(fingerprint(str(model))) - set(after) == {part}
+        (model / name).unlink()
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(bytes(weights))

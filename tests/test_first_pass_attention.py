@@ -11,7 +11,8 @@ import tiny_seq2seq
 import torch
 
 from ctxasr_ray.first_pass.attention import AttentionConfig
-from ctxasr_ray.models.seq2seq import load_seq2seq
+from ctxasr_ray.models.checkpoint import resolve
+from ctxasr_ray.models.seq2seq import Seq2SeqModel
 from ctxasr_ray.nbest import Hypothesis, NBest, hypotheses_table, read_nbest, score_matrix
 from ctxasr_ray.schema import TABLES
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
@@ -68,7 +69,7 @@ def test_lists_are_distinct_best_first_and_score_as_their_columns_say(model: str
     nbests, costs = run(
         AttentionConfig(model=model, beam_size=6, num_hypotheses=4, max_tokens=20), utterances(recordings)
     )
-    recogniser = load_seq2seq(model)
+    recogniser = Seq2SeqModel(resolve(model))
     assert [nbest.utterance_id for nbest in nbests] == ["u0", "u1", "u2", "u3"]
     for nbest, path in zip(nbests, recordings, strict=True):
         assert 1 < len(nbest.hypotheses) <= 4
@@ -139,7 +140,7 @@ def test_a_forced_score_is_what_the_search_said_of_the_same_tokens(model: str, r
     scores = scorer.build()(table, hypotheses.select(["utterance_id", "hypotheses"]), costs=Costs())
     matrix = score_matrix(hypotheses, [scores])
     assert matrix.sources == ["search", "search/eos", "attention", "attention/eos"]
-    spelled = load_seq2seq(model).tokens
+    spelled = Seq2SeqModel(resolve(model)).tokens
     compared = 0
     for row, h in enumerate(h for nbest in read_nbest(hypotheses) for h in nbest.hypotheses):
         if h.token_ids == spelled.encode([h.text])[0].tolist():

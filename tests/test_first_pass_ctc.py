@@ -182,7 +182,7 @@ def test_bad_audio_keeps_its_row_with_path_and_reason(parakeet: Path, recordings
             assert not nbest.hypotheses
             assert str(path) in (nbest.error or "")
     assert "at least 80 ms" in (nbests[4].error or "")
-    assert "the limit is 3.0 s; cut it into windows" in (nbests[5].error or "")
+    assert "the limit is 3 s; cut it into windows" in (nbests[5].error or "")
     alone, _ = run(config, utterances([recordings[0], recordings[1]]))
     for a, b in ((nbests[0], alone[0]), (nbests[-1], alone[1])):
         assert [h.text for h in a.hypotheses] == [h.text for h in b.hypotheses]
@@ -259,3 +259,11 @@ def test_word_delimiters_become_single_spaces(parakeet: Path) -> None:
     assert letters.text(ids) == "hello it's me"
     assert letters.suppressed == (1, 2, 3)
     assert letters.text([]) == ""
+
+
+def test_a_window_that_starts_behind_the_end_says_where_the_recording_ends(
+    parakeet: Path, recordings: list[Path]
+) -> None:
+    nbests, _ = run(CtcConfig(model=str(parakeet)), utterances(recordings[:1], start_s=[5.0]))
+    assert nbests[0].error_type == "audio"
+    assert "ends at 0.300 s, but 5.000 to" in (nbests[0].error or "")

@@ -12,7 +12,7 @@ import torch
 from tiny_seq2seq import END, START
 
 from ctxasr_ray.models.checkpoint import resolve
-from ctxasr_ray.models.seq2seq import Seq2SeqModel, load_seq2seq
+from ctxasr_ray.models.seq2seq import Seq2SeqModel
 
 torch.set_num_threads(1)
 TEXTS = ("a cab", "a cab", "", "a cap", "abba a cabbage bed", "b", "kidnap kidnap")
@@ -26,6 +26,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_seq2seq.make("whisper", tmp_path_factory.mktemp("many"), **tiny_seq2seq.multilingual())
+
+
+def load_seq2seq(directory: str, **options: Any) -> Seq2SeqModel:
+    return Seq2SeqModel(resolve(directory), **options)
 
 
 def one_by_one(model: Seq2SeqModel, states: torch.Tensor, prompt: list[int], text: list[int]) -> tuple[float, float]:

@@ -4,17 +4,16 @@ The encoder runs once per utterance; the search keeps its beams in one growing t
 the model in a second thread.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
-from ctxasr_ray.models import checkpoint
+from ctxasr_ray.first_pass.lists import check_list_size, failed, not_finite
+from ctxasr_ray.models.recogniser import Seq2SeqOptions
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
-from ctxasr_ray.recordings import COLUMNS, Heard, Limits, heard_ahead
+from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
 from ctxasr_ray.stage import Costs, Resources, runtime_field
 from ctxasr_ray.token_tree import Int32
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionConfig:
+class AttentionConfig(Seq2SeqOptions):
     """First pass with an attention recogniser from a Hugging Face directory or hub id."""
 
     NAME: ClassVar[str] = "attention"
@@ -34,24 +33,8 @@ class AttentionConfig:
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": (*COLUMNS, "language")}
     WRITES: ClassVar[str] = "hypotheses"
 
-    model: str = field(metadata={"identity": False})
-    """Directory or hub id of a model that `AutoModelForSpeechSeq2Seq` loads. Its fingerprint is in the hash, not its
-    place."""
-    revision: str | None = field(default=None, metadata={"identity": False})
-    """Branch, tag or commit of a hub id; its commit is in the fingerprint."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward passes; log-probs are float32 and sums float64 always."""
     source: str = "attention"
     """Name of the text's score in `scores`; that of its end is `<source>/eos`."""
-    language: str | None = None
-    """Language token of a multilingual model, for example en; None takes each utterance's `language`. A model without
-    language tokens takes none."""
-    task: str = "transcribe"
-    """As a model with task tokens names it: transcribe or translate."""
-    prompt: str = ""
-    """Text that the decoder is told came before; for models with a token for it (Whisper)."""
-    prompt_tokens: tuple[str, ...] = ()
-    """All tokens before the text, spelled out, in place of start, language, task and prompt."""
     beam_size: int = 5
     """Hypotheses that go on at each step."""
     num_hypotheses: int = 5
@@ -61,69 +44,29 @@ class AttentionConfig:
     positions may allow fewer."""
     length_penalty: float = 0.0
     """Hypotheses are ranked by their sum over length ** this; 0 ranks by the sum."""
-    max_audio_s: float = 60.0
-    """Longer audio is a `model_limit` row; so is audio beyond the feature extractor's window (Whisper: 30 s)."""
-    device: str = runtime_field("auto")
-    """As torch writes it; "auto" is CUDA where the actor has a GPU, else the CPU."""
     batch_size: int = runtime_field(0)
     """Utterances in one encoder pass and one search; 0 is 1 on a CPU and 16 elsewhere."""
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
         """Refuses what can be refused without loading a model."""
-        if not 1 <= self.num_hypotheses <= self.beam_size:
-            raise ValueError(
-                f"num_hypotheses is {self.num_hypotheses}, beam_size {self.beam_size}; expected 1 to beam_size. "
-                "Raise beam_size: a beam cannot hold more hypotheses than rows."
-            )
+        self.check()
+        check_list_size(self.num_hypotheses, self.beam_size)
         if self.max_tokens < 1 or self.batch_size < 0 or self.length_penalty < 0:
             raise ValueError(
                 f"max_tokens is {self.max_tokens}, batch_size {self.batch_size}, length_penalty {self.length_penalty}; "
                 "expected at least 1, 0 and 0."
             )
 
-    def fingerprint(self) -> Mapping[str, str]:
-        """Digests of weights, tokenizer, preprocessor and generation config, or the hub commit."""
-        return fingerprint(self.model, self.revision)
-
     def build(self) -> "AttentionFirstPass":
         """Loads the model and checks that it can be started as asked and stepped through exactly."""
-        from ctxasr_ray.models.seq2seq import load_seq2seq
         from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
 
-        model = load_seq2seq(
-            self.model,
-            self.revision,
-            dtype=self.dtype,
-            device=self.device,
-            task=self.task,
-            before=self.prompt,
-            prompt_tokens=self.prompt_tokens,
-        )
-        model.check_prompt(self.language)
+        model = self.load()
         search = LabelSynchronousSearch(
             model, beam_size=self.beam_size, max_tokens=self.max_tokens, length_penalty=self.length_penalty
         )
         return AttentionFirstPass(self, model, search)
-
-
-def fingerprint(model: str, revision: str | None) -> dict[str, str]:
-    """What of an attention recogniser changes numbers: `checkpoint.fingerprint`, and its generation config."""
-    digests = checkpoint.fingerprint(model, revision)
-    generation = Path(model) / "generation_config.json"
-    if generation.is_file():
-        digests["generation"] = "sha256:" + hashlib.sha256(generation.read_bytes()).hexdigest()
-    return digests
-
-
-def limits(model: "Seq2SeqModel", max_audio_s: float) -> Limits:
-    """What a recogniser can hear, and what to do about longer audio."""
-    window_s = model.window_s
-    if window_s is None or max_audio_s < window_s:
-        remedy = "cut it into windows (start_s, duration_s), or raise max_audio_s where the memory allows."
-        return Limits(model.sample_rate_hz, model.min_samples, max_audio_s, remedy)
-    remedy = "the model hears no more at once: cut it into windows (start_s, duration_s)."
-    return Limits(model.sample_rate_hz, model.min_samples, window_s, remedy)
 
 
 class AttentionFirstPass:
@@ -151,13 +94,13 @@ class AttentionFirstPass:
         languages = utterances.column("language").to_pylist()
         nbests = [NBest(utterance_id=utterance_id) for utterance_id in ids]
         batch: list[tuple[Heard, Int32]] = []
-        for heard in heard_ahead(utterances, limits(self._model, self._config.max_audio_s), 2 * self._batch_size):
+        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2 * self._batch_size):
             costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
             prompt, error = None, heard.error
             if error is None:
-                prompt, error = self._prompt(languages[heard.row])
+                prompt, error = self._model.tokens.prompt_of(languages[heard.row], self._config.language)
             if error is not None or prompt is None:
-                nbests[heard.row] = _failed(ids[heard.row], error)
+                nbests[heard.row] = failed(ids[heard.row], error)
                 continue
             batch.append((heard, prompt))
             if len(batch) == self._batch_size:
@@ -165,14 +108,6 @@ class AttentionFirstPass:
                 batch = []
         self._run(batch, nbests, costs)
         return hypotheses_table(nbests)
-
-    def _prompt(self, language: str | None) -> tuple[Int32 | None, tuple[str, str] | None]:
-        if not self._model.tokens.is_multilingual or self._config.language is not None:
-            language = self._config.language
-        try:
-            return self._model.tokens.prompt(language), None
-        except ValueError as error:
-            return None, ("model_limit", str(error))
 
     def _run(self, batch: Sequence[tuple[Heard, Int32]], nbests: list[NBest], costs: Costs) -> None:
         """Encodes a batch; utterances with states of equal length and one prompt are searched together."""
@@ -201,8 +136,7 @@ class AttentionFirstPass:
 
     def _nbest(self, utterance_id: str, found: "Sequence[LabelHypothesis]", costs: Costs) -> NBest:
         if not found:
-            message = f"the model's log-probs are not finite in {self._config.dtype}; use dtype float32."
-            return _failed(utterance_id, ("model_limit", message))
+            return failed(utterance_id, ("model_limit", not_finite(self._config.dtype)))
         distinct: dict[str, LabelHypothesis] = {}
         for one in found:
             distinct.setdefault(self._model.tokens.text(one.token_ids), one)
@@ -225,8 +159,3 @@ class AttentionFirstPass:
             ),
             search_score=found.score,
         )
-
-
-def _failed(utterance_id: str, error: tuple[str, str] | None) -> NBest:
-    error_type, message = error if error is not None else (None, None)
-    return NBest(utterance_id=utterance_id, error_type=error_type, error=message)

@@ -7,17 +7,16 @@ frames of the window, T encoder positions, D width, N tokens, V vocabulary.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.models.checkpoint import CTC_HEAD as CTC_HEAD
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-
-CTC_HEAD: Final = "ctc_head.safetensors"
 
 
 def ctc_frames(num_features: int) -> int:

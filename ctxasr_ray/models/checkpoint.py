@@ -21,6 +21,9 @@ WEIGHTS: Final = "model"
 ADAPTER: Final = "adapter_model"
 """Stem of the weight files of a PEFT adapter."""
 
+CTC_HEAD: Final = "ctc_head.safetensors"
+"""A CTC head over the encoder of an attention recogniser; it lies beside the model."""
+
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 _PREPROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILE: Final = re.compile(
@@ -90,7 +93,8 @@ def fingerprint(model: str, revision: str | None = None, *, stem: str = WEIGHTS)
 
     Returns:
         For a hub id {"model": "id@commit"}, without downloading the weights. For a directory sha256 under
-        "model" (weights and configs), and, where there are such files, "tokenizer" and "preprocessor".
+        "model" (weights and configs), and, where there are such files, "tokenizer", "preprocessor", "generation"
+        (generation config) and "ctc_head".
 
     Raises:
         ValueError: as `resolve`.
@@ -102,10 +106,11 @@ def fingerprint(model: str, revision: str | None = None, *, stem: str = WEIGHTS)
         return {"model": f"{model}@{commit}"}
     checkpoint = resolve(model, revision, stem=stem)
     configs = [p for n in ("config.json", "adapter_config.json") if (p := checkpoint.directory / n).is_file()]
+    beside = {"preprocessor": _PREPROCESSOR_FILES, "generation": ("generation_config.json",), "ctc_head": (CTC_HEAD,)}
     parts = {
         "model": (*checkpoint.weight_files, *configs),
         "tokenizer": checkpoint.tokenizer_files,
-        "preprocessor": [p for n in _PREPROCESSOR_FILES if (p := checkpoint.directory / n).is_file()],
+        **{part: [p for n in names if (p := checkpoint.directory / n).is_file()] for part, names in beside.items()},
     }
     return {part: _digest(paths) for part, paths in parts.items() if paths}
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model, load_tokenizer
 from ctxasr_ray.models.ctc_vocabulary import Vocabulary, vocabulary
+from ctxasr_ray.recordings import CUT_OR_RAISE, Limits
 
 Waveform = npt.NDArray[np.float32]
 
@@ -89,6 +90,10 @@ class CtcModel:
     def min_samples(self) -> int:
         """Shortest audio that the model can read: two output frames, and at least 50 ms."""
         return round(max(0.05, 2 * self.frame_duration_s) * self.sample_rate_hz)
+
+    def limits(self, max_audio_s: float) -> Limits:
+        """What the model can hear, where a config allows so many seconds."""
+        return Limits(self.sample_rate_hz, self.min_samples, max_audio_s, CUT_OR_RAISE)
 
     def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
         if self.pads_safely:

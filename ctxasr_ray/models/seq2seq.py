@@ -17,9 +17,10 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq
 from transformers.modeling_outputs import BaseModelOutput
 
-from ctxasr_ray.models.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer, resolve
+from ctxasr_ray.models.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer
 from ctxasr_ray.models.seq2seq_decoding import Decoding, RowDecoding, TreeDecoding
 from ctxasr_ray.models.seq2seq_tokens import Seq2SeqTokens
+from ctxasr_ray.recordings import CUT_OR_RAISE, Limits
 from ctxasr_ray.token_tree import Int32, merge
 
 Waveform = npt.NDArray[np.float32]
@@ -113,6 +114,13 @@ class Seq2SeqModel:
     def min_samples(self) -> int:
         """Shortest audio that is worth hearing: 100 ms, more than the receptive field of any front end in use."""
         return round(_MIN_S * self.sample_rate_hz)
+
+    def limits(self, max_audio_s: float) -> Limits:
+        """What the model can hear, where a config allows so many seconds, and what to do about longer audio."""
+        if self.window_s is None or max_audio_s < self.window_s:
+            return Limits(self.sample_rate_hz, self.min_samples, max_audio_s, CUT_OR_RAISE)
+        remedy = "the model hears no more at once: cut it into windows (start_s, duration_s)."
+        return Limits(self.sample_rate_hz, self.min_samples, self.window_s, remedy)
 
     @torch.inference_mode()
     def encode(self, waveforms: Sequence[Waveform]) -> list[torch.Tensor]:
@@ -300,23 +308,3 @@ class Seq2SeqModel:
             use_cache=False,
         ).logits
         return logits[0, -1].float()
-
-
-def load_seq2seq(
-    model: str, revision: str | None = None, *, dtype: str = "float32", device: str = "auto", **options: Any
-) -> Seq2SeqModel:
-    """Loads a directory or hub id.
-
-    Args:
-        model: As `checkpoint.resolve` takes it.
-        revision: Of a hub id.
-        dtype: float32, bfloat16 or float16.
-        device: As torch writes it; "auto" is CUDA where there is one, else the CPU.
-        options: Of `Seq2SeqTokens`.
-
-    Raises:
-        ValueError: as `Seq2SeqModel`.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Seq2SeqModel(resolve(model, revision), dtype=dtype, device=device, **options)

@@ -80,6 +80,20 @@ class Seq2SeqTokens:
         middle = self._language(language)
         return np.array([*self._before, self.start_id, *middle, *self._after_language], np.int32)
 
+    def prompt_of(self, spoken: str | None, language: str | None) -> tuple[Int32 | None, tuple[str, str] | None]:
+        """Gives the prompt of one utterance, or (error_type, message) where the model has none for it.
+
+        Args:
+            spoken: The utterance's own language; read only by a model that needs one.
+            language: Of the config; holds for every utterance.
+        """
+        if language is None and self.is_multilingual:
+            language = spoken
+        try:
+            return self.prompt(language), None
+        except ValueError as error:
+            return None, ("model_limit", str(error))
+
     @property
     def is_multilingual(self) -> bool:
         """Whether a prompt has to name a language."""

@@ -6,22 +6,22 @@ may have found the same text in other tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from ctxasr_ray.first_pass.attention import fingerprint, limits
+from ctxasr_ray.models.recogniser import Seq2SeqOptions
 from ctxasr_ray.nbest import SourceScores, flatten, scores_table
 from ctxasr_ray.recordings import COLUMNS, heard_ahead
-from ctxasr_ray.stage import Costs, Resources, runtime_field
+from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionScorerConfig:
+class AttentionScorerConfig(Seq2SeqOptions):
     """Forced scores of an attention recogniser from a Hugging Face directory or hub id."""
 
     NAME: ClassVar[str] = "attention_scorer"
@@ -32,47 +32,17 @@ class AttentionScorerConfig:
     }
     WRITES: ClassVar[str] = "scores"
 
-    model: str = field(metadata={"identity": False})
-    """Directory or hub id of a model that `AutoModelForSpeechSeq2Seq` loads."""
-    revision: str | None = field(default=None, metadata={"identity": False})
-    """Branch, tag or commit of a hub id; its commit is in the fingerprint."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward passes."""
     source: str = "attention"
     """Name of the scores; must differ from the sources of the first pass that is scored."""
-    language: str | None = None
-    """Language token of a multilingual model; None takes each utterance's `language`."""
-    task: str = "transcribe"
-    """As a model with task tokens names it."""
-    prompt: str = ""
-    """Text that the decoder is told came before."""
-    prompt_tokens: tuple[str, ...] = ()
-    """All tokens before the text, spelled out, in place of start, language, task and prompt."""
-    max_audio_s: float = 60.0
-    """Hypotheses of longer audio have no score."""
-    device: str = runtime_field("auto")
-    """As torch writes it; "auto" is CUDA where the actor has a GPU, else the CPU."""
     resources: Resources = field(default_factory=Resources)
 
-    def fingerprint(self) -> Mapping[str, str]:
-        """Digests of weights, tokenizer, preprocessor and generation config, or the hub commit."""
-        return fingerprint(self.model, self.revision)
+    def __post_init__(self) -> None:
+        """Refuses what can be refused without loading a model."""
+        self.check()
 
     def build(self) -> "AttentionScorer":
         """Loads the model and checks that it can be started as asked."""
-        from ctxasr_ray.models.seq2seq import load_seq2seq
-
-        model = load_seq2seq(
-            self.model,
-            self.revision,
-            dtype=self.dtype,
-            device=self.device,
-            task=self.task,
-            before=self.prompt,
-            prompt_tokens=self.prompt_tokens,
-        )
-        model.check_prompt(self.language)
-        return AttentionScorer(self, model)
+        return AttentionScorer(self, self.load())
 
 
 class AttentionScorer:
@@ -97,7 +67,7 @@ class AttentionScorer:
         bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
         languages = utterances.column("language").to_pylist()
         rows, errors = [], []
-        for heard in heard_ahead(utterances, limits(self._model, self._config.max_audio_s), 2):
+        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2):
             costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
             texts = flat.texts[slice(*bounds[heard.row])]
             scores, error = self._scores(heard.samples, languages[heard.row], texts, costs), heard.error
@@ -114,12 +84,9 @@ class AttentionScorer:
         tokens = self._model.tokens
         if samples is None or not texts:
             return self._unscored(texts, None)
-        if not tokens.is_multilingual or self._config.language is not None:
-            language = self._config.language
-        try:
-            prompt = tokens.prompt(language)
-        except ValueError as error:
-            return self._unscored(texts, f"model_limit: {error}")
+        prompt, error = tokens.prompt_of(language, self._config.language)
+        if prompt is None:
+            return self._unscored(texts, None if error is None else f"{error[0]}: {error[1]}")
         ids = tokens.encode(texts)
         with costs.timed("model"):
             forced = self._model.forced_scores(self._model.encode([samples])[0], prompt, ids)
