@@ -118,7 +118,10 @@ def test_frame_by_frame_equals_the_whole_utterance(blank_skip_prob: float | None
     search = CtcBeamSearch(blank_id=0, num_labels=12, beam_size=20, blank_skip_prob=blank_skip_prob)
     state = search.begin(len(log_probs), num_fusion_states=2)
     for t in range(len(log_probs)):
-        search.advance(state, log_probs, t)
+        if t % 3:
+            search.run(state, log_probs, t + 1)
+        elif search.expand(state, log_probs[t]):
+            search.prune(state)
     whole, stepped = search.search(log_probs), search.finish(state)
     assert [f.token_ids.tolist() for f in stepped] == [f.token_ids.tolist() for f in whole]
     assert [f.log_prob for f in stepped] == [f.log_prob for f in whole]
@@ -129,7 +132,7 @@ def test_rows_carry_fusion_states_and_scores_of_their_parents() -> None:
     search = CtcBeamSearch(blank_id=0, num_labels=5, beam_size=8, blank_skip_prob=None)
     state = search.begin(len(log_probs), num_fusion_states=1)
     for t in range(len(log_probs)):
-        assert search.expand(state, log_probs[t], bonuses=True)
+        assert search.expand(state, log_probs[t], max_bonus=0.7)
         size = int(state.candidates.size[0])
         bonus = np.where(state.candidates.token[:size] == 3, 0.7, 0.0)  # a fusion that likes label 3
         state.candidates.fusion[:size] += bonus

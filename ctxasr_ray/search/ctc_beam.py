@@ -1,8 +1,8 @@
 """CTC prefix beam search: log-probs of one utterance -> its most probable labellings.
 
-The step of `ctc_kernels` is written once and run two ways with equal results: `CtcBeamSearch.search` runs a whole
-utterance in compiled code; `begin`, `advance`, `finish` run frame by frame, where in-search fusions change
-candidates and rows. Letters: T frames, V labels of the recogniser, K beam rows.
+The step of `ctc_kernels` is written once and run two ways with equal results. `CtcBeamSearch.run` stays in compiled
+code until an in-search fusion wants to see the rows, `search` through a whole utterance; `expand` and `prune` are one
+frame, where a fusion changes candidates. Letters: T frames, V labels of the recogniser, K beam rows.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from ctxasr_ray.search.ctc_kernels import expand, log_add, only_blank, prune_labels, run, select
 from ctxasr_ray.search.ctc_state import (
+    INSIDE,
+    NEVER,
     Beam,
     Candidates,
     Floats,
@@ -32,6 +34,8 @@ class Labelling:
     """ln P of its alignments that survived the pruning, in nats; at most the exact forced score."""
     fusion: float
     """What in-search fusions added; 0 without any."""
+    row: int
+    """Row of the last beam."""
 
 
 @dataclass(slots=True)
@@ -66,6 +70,9 @@ class CtcBeamSearch:
     """Frames with a more probable blank are taken to be blank for every row; None searches every frame."""
     suppressed: tuple[int, ...] = ()
     """Labels that are never written (<s>, <unk>, ...)."""
+    label_kinds: tuple[int, ...] = ()
+    """(V,) what each label does to words: INSIDE, STARTS, SEPARATES or ENDS of `ctc_state`; empty where no fusion asks
+    for words."""
 
     def __post_init__(self) -> None:
         """Refuses settings that no search can run with."""
@@ -78,6 +85,11 @@ class CtcBeamSearch:
         if self.blank_skip_prob is not None and not 0.5 <= self.blank_skip_prob <= 1.0:
             raise ValueError(f"blank_skip_prob is {self.blank_skip_prob}; expected 0.5 to 1, or None for no skipping.")
 
+        if self.label_kinds and len(self.label_kinds) != self.num_labels:
+            raise ValueError(
+                f"label_kinds has {len(self.label_kinds)} entries; expected one per label, {self.num_labels}."
+            )
+
     def search(self, log_probs_TV: npt.ArrayLike) -> list[Labelling]:
         """The most probable labellings of an utterance, best first, at most `beam_size`.
 
@@ -87,12 +99,32 @@ class CtcBeamSearch:
         Raises:
             ValueError: another number of labels than `num_labels`, or nan.
         """
-        log_probs = self._checked(log_probs_TV)
+        log_probs = self.checked(log_probs_TV)
         state = self.begin(len(log_probs))
-        state.beam, state.spare = run(
-            log_probs,
+        self.run(state, log_probs, len(log_probs))
+        return self.finish(state)
+
+    def run(
+        self, state: BeamState, log_probs_TV: Floats, until: int, *, shortest: int = NEVER, at_word: bool = False
+    ) -> None:
+        """Searches on in compiled code, to a frame or to a condition, whichever is first.
+
+        Args:
+            state: Changed in place.
+            log_probs_TV: From `checked`.
+            until: Frames that are done in the end, at most T.
+            shortest: Stops as soon as every row has this many complete words.
+            at_word: Stops as soon as a row has a complete word that `know` has not marked.
+        """
+        state.frame, state.beam, state.spare = run(
+            log_probs_TV,
+            state.frame,
+            until,
+            shortest,
+            at_word,
             self.blank_id,
             self._suppressed(),
+            self._kinds(),
             self._skip(),
             self.min_label_log_prob,
             self.beam_threshold,
@@ -102,13 +134,12 @@ class CtcBeamSearch:
             state.spare,
             state.candidates,
         )
-        return self.finish(state)
 
     def begin(self, num_frames: int, num_fusion_states: int = 0) -> BeamState:
         """A search before its first frame.
 
         Args:
-            num_frames: Frames that `advance` will be called for, at most.
+            num_frames: Frames of the utterance.
             num_fusion_states: int32 states per row that in-search fusions carry along.
         """
         max_labels = min(self.max_labels_per_frame, self.num_labels)
@@ -119,13 +150,14 @@ class CtcBeamSearch:
             candidates=empty_candidates(self.beam_size * (max_labels + 1)),
         )
 
-    def expand(self, state: BeamState, log_probs_V: npt.ArrayLike, *, bonuses: bool = False) -> bool:
+    def expand(self, state: BeamState, log_probs_V: npt.ArrayLike, *, max_bonus: float = 0.0) -> bool:
         """Fills `state.candidates` for the next frame; False where the frame was skipped as blank.
 
         Args:
             state: Changed in place.
             log_probs_V: One frame.
-            bonuses: A fusion may raise scores before `prune`, so candidates below the threshold are kept too.
+            max_bonus: Nats by which fusions may raise a candidate before `prune`; so much further below the best
+                candidates are kept.
         """
         log_probs = np.ascontiguousarray(log_probs_V, dtype=np.float64)
         state.frame += 1
@@ -143,7 +175,7 @@ class CtcBeamSearch:
             labels,
             positions,
             kept,
-            np.inf if bonuses else self.beam_threshold,
+            self.beam_threshold + max_bonus,
             np.empty((self.beam_size, len(labels)), dtype=np.bool_),
             state.candidates,
         )
@@ -152,13 +184,8 @@ class CtcBeamSearch:
     def prune(self, state: BeamState) -> None:
         """Makes the best candidates the rows of `state.beam`; `parent_row` and `token` say whence they came."""
         heap = np.empty(self.beam_size, dtype=np.int32)
-        select(state.beam, state.trie, state.candidates, self.beam_threshold, heap, state.spare)
+        select(state.beam, state.trie, state.candidates, self.beam_threshold, self._kinds(), heap, state.spare)
         state.beam, state.spare = state.spare, state.beam
-
-    def advance(self, state: BeamState, log_probs_TV: npt.NDArray[np.float64], t: int) -> None:
-        """One frame of the search without fusions: `expand`, then `prune`."""
-        if self.expand(state, log_probs_TV[t]):
-            self.prune(state)
 
     def finish(self, state: BeamState) -> list[Labelling]:
         """The rows as labellings, in the order of ln P + fusion; of equal ones the earlier row first."""
@@ -171,11 +198,17 @@ class CtcBeamSearch:
                 token_ids=prefix(state.trie, int(beam.node[k])),
                 log_prob=float(totals[k]),
                 fusion=float(beam.fusion[k]),
+                row=int(k),
             )
             for k in np.argsort(-scores, kind="stable")
         ]
 
-    def _checked(self, log_probs_TV: npt.ArrayLike) -> Floats:
+    def checked(self, log_probs_TV: npt.ArrayLike) -> Floats:
+        """The log-probs as the kernels take them.
+
+        Raises:
+            ValueError: another number of labels than `num_labels`, or nan.
+        """
         log_probs = np.ascontiguousarray(log_probs_TV, dtype=np.float64)
         if log_probs.ndim != 2 or log_probs.shape[1] != self.num_labels:
             raise ValueError(f"log_probs_TV has shape {log_probs.shape}; expected (T, {self.num_labels}).")
@@ -188,6 +221,9 @@ class CtcBeamSearch:
         mask = np.zeros(self.num_labels, dtype=np.bool_)
         mask[list(self.suppressed)] = True
         return mask
+
+    def _kinds(self) -> npt.NDArray[np.int8]:
+        return np.asarray(self.label_kinds or (INSIDE,) * self.num_labels, dtype=np.int8)
 
     def _skip(self) -> float:
         return np.inf if self.blank_skip_prob is None else float(np.log(self.blank_skip_prob))

@@ -14,7 +14,19 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.search.ctc_state import STAY, Beam, Candidates, Floats, Int32s, Trie, compiled
+from ctxasr_ray.search.ctc_state import (
+    ENDS,
+    NEVER,
+    SEPARATES,
+    STARTS,
+    STAY,
+    Beam,
+    Candidates,
+    Floats,
+    Int32s,
+    Trie,
+    compiled,
+)
 
 NEGLIGIBLE: Final = -37.0
 """exp(-37) is below half a float64 step beside 1: adding it changes nothing."""
@@ -225,8 +237,8 @@ def rank(candidates: Candidates, threshold: float, heap_K: Int32s) -> int:
 
 
 @compiled
-def child(trie: Trie, node: int, token: int) -> int:
-    """The node of a prefix with one more token, made if it is new."""
+def child(trie: Trie, node: int, token: int, kind: int) -> int:
+    """The node of a prefix with one more token, made if it is new; `kind` is what the token does to words."""
     found = trie.first_child[node]
     while found >= 0:
         if trie.token[found] == token:
@@ -240,11 +252,24 @@ def child(trie: Trie, node: int, token: int) -> int:
     trie.next_sibling[made] = trie.first_child[node]
     trie.row[made] = -1
     trie.first_child[node] = made
+    completes = kind == ENDS or (trie.is_open[node] and kind in (STARTS, SEPARATES))
+    trie.words[made] = trie.words[node] + completes
+    trie.boundary[made] = made if completes else trie.boundary[node]
+    trie.is_open[made] = kind != ENDS and kind != SEPARATES
+    trie.is_known[made] = False
     return int(made)
 
 
 @compiled
-def select(beam: Beam, trie: Trie, candidates: Candidates, threshold: float, heap_K: Int32s, out: Beam) -> None:
+def select(
+    beam: Beam,
+    trie: Trie,
+    candidates: Candidates,
+    threshold: float,
+    kinds_V: npt.NDArray[np.int8],
+    heap_K: Int32s,
+    out: Beam,
+) -> None:
     """The next beam: the best candidates as rows, best first.
 
     Args:
@@ -252,6 +277,7 @@ def select(beam: Beam, trie: Trie, candidates: Candidates, threshold: float, hea
         trie: Receives the prefixes that are new; a prefix seen before keeps its node.
         candidates: From `expand`, perhaps re-scored by fusions.
         threshold: Nats below the best at which a candidate is dropped.
+        kinds_V: What each label does to words.
         heap_K: Scratch of the beam's size.
         out: Receives the rows; not the same arrays as `beam`.
     """
@@ -261,7 +287,7 @@ def select(beam: Beam, trie: Trie, candidates: Candidates, threshold: float, hea
         parent = candidates.row[c]
         token = candidates.token[c]
         node = beam.node[parent]
-        out.node[row] = node if token == STAY else child(trie, node, token)
+        out.node[row] = node if token == STAY else child(trie, node, token, kinds_V[token])
         out.parent_row[row] = parent
         out.token[row] = token
         out.blank[row] = candidates.blank[c]
@@ -283,10 +309,45 @@ def only_blank(beam: Beam, blank_log_prob: float) -> None:
 
 
 @compiled
+def boundaries(trie: Trie, beam: Beam, max_words: int) -> Int32s:
+    """(rows,) the shortest prefix of each row that has all its complete words, or `max_words` of them."""
+    found = np.empty(beam.size[0], dtype=np.int32)
+    for row in range(beam.size[0]):
+        node = trie.boundary[beam.node[row]]
+        while trie.words[node] > max_words:
+            node = trie.boundary[trie.parent[node]]
+        found[row] = node
+    return found
+
+
+@compiled
+def fewest_words(trie: Trie, beam: Beam) -> int:
+    """Complete words of the row that has the fewest."""
+    fewest = trie.words[beam.node[0]]
+    for row in range(1, beam.size[0]):
+        fewest = min(fewest, trie.words[beam.node[row]])
+    return int(fewest)
+
+
+@compiled
+def _woken(trie: Trie, beam: Beam, shortest: int, at_word: bool) -> bool:
+    if at_word:
+        for row in range(beam.size[0]):
+            if not trie.is_known[trie.boundary[beam.node[row]]]:
+                return True
+    return fewest_words(trie, beam) >= shortest
+
+
+@compiled
 def run(
     log_probs_TV: Floats,
+    first: int,
+    until: int,
+    shortest: int,
+    at_word: bool,
     blank_id: int,
     suppressed_V: npt.NDArray[np.bool_],
+    kinds_V: npt.NDArray[np.int8],
     skip_log_prob: float,
     min_label_log_prob: float,
     beam_threshold: float,
@@ -295,16 +356,24 @@ def run(
     beam: Beam,
     spare: Beam,
     candidates: Candidates,
-) -> tuple[Beam, Beam]:
-    """Every frame of an utterance; returns the buffer that holds the rows, and the other one.
+) -> tuple[int, Beam, Beam]:
+    """Frames of an utterance until a fusion wakes.
 
-    Args as for the steps above; `skip_log_prob` is the blank's log-prob from which a frame is not searched.
+    Args as for the steps above, and:
+        first: First frame.
+        until: Frame to stop before.
+        shortest: Complete words of the shortest row from which to stop.
+        at_word: Stop as soon as a row has a complete word for which no fusion was woken.
+        skip_log_prob: The blank's log-prob from which a frame is not searched.
+
+    Returns:
+        Frames that are done, the buffer that holds the rows, and the other one.
     """
     beam_size = beam.node.shape[0]
     heap_K = np.empty(beam_size, dtype=np.int32)
     position_V = np.empty(log_probs_TV.shape[1], dtype=np.int32)
     taken_KL = np.empty((beam_size, labels_L.shape[0]), dtype=np.bool_)
-    for t in range(log_probs_TV.shape[0]):
+    for t in range(first, until):
         log_probs_V = log_probs_TV[t]
         if log_probs_V[blank_id] >= skip_log_prob:
             only_blank(beam, log_probs_V[blank_id])
@@ -322,6 +391,8 @@ def run(
             taken_KL,
             candidates,
         )
-        select(beam, trie, candidates, beam_threshold, heap_K, spare)
+        select(beam, trie, candidates, beam_threshold, kinds_V, heap_K, spare)
         beam, spare = spare, beam
-    return beam, spare
+        if (at_word or shortest < NEVER) and _woken(trie, beam, shortest, at_word):
+            return t + 1, beam, spare
+    return until, beam, spare

@@ -18,6 +18,16 @@ Floats = npt.NDArray[np.float64]
 STAY: Final = -1
 """Token of a candidate that writes no new label: a blank or a repeat."""
 
+NEVER: Final = 2**31 - 1
+"""A frame or a number of words that no utterance reaches."""
+
+INSIDE: Final = 0
+STARTS: Final = 1
+SEPARATES: Final = 2
+ENDS: Final = 3
+"""What a label does to words: it goes on with one, it begins the next (" a"), it stands between two (" "), or it is
+the last of its own ("a</w>", a character of a language without spaces)."""
+
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compiles once per machine, keeps the result on disk, and runs without the interpreter's lock.
@@ -42,6 +52,14 @@ class Trie(NamedTuple):
     next_sibling: Int32s
     row: Int32s
     """Row of a node in the current beam, -1 where it is not in it."""
+    words: Int32s
+    """Complete words of a prefix."""
+    boundary: Int32s
+    """The shortest prefix with the same complete words: the node itself or one above it."""
+    is_open: npt.NDArray[np.bool_]
+    """Whether an incomplete word follows the complete ones."""
+    is_known: npt.NDArray[np.bool_]
+    """Of a boundary: fusions were woken for it."""
     size: npt.NDArray[np.int64]
     """(1,) nodes in use."""
 
@@ -81,11 +99,15 @@ class Candidates(NamedTuple):
 
 def empty_trie(num_nodes: int) -> Trie:
     """Room for `num_nodes` prefixes, holding the empty one."""
-    parent, token, first_child, next_sibling, row = np.empty((5, num_nodes), dtype=np.int32)
+    parent, token, first_child, next_sibling, row, words, boundary = np.empty((7, num_nodes), dtype=np.int32)
+    is_open, is_known = np.empty((2, num_nodes), dtype=np.bool_)
     for column in (parent, token, first_child, next_sibling, row):
         column[0] = -1
+    for start in (words, boundary, is_open):
+        start[0] = 0
+    is_known[0] = True
     size = np.ones(1, dtype=np.int64)
-    return Trie(parent, token, first_child, next_sibling, row, size)
+    return Trie(parent, token, first_child, next_sibling, row, words, boundary, is_open, is_known, size)
 
 
 def empty_beam(num_rows: int, num_states: int) -> Beam:

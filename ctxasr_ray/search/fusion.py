@@ -11,17 +11,14 @@ longer holds: `beam.fusion += new - old`. Letters: K beam rows, C candidates.
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.nbest import Score
-from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s, Trie
+from ctxasr_ray.search.ctc_state import NEVER, Beam, Candidates, Int32s, Trie
 from ctxasr_ray.stage import TreeNodes, TreeScorer
-
-NEVER: Final = 2**31 - 1
-"""A frame or a number of words that no utterance reaches."""
 
 Answer = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Log-probs of the nodes and of the end of sequence below them, as `TreeScorer.extend` gives them."""
@@ -125,7 +122,7 @@ class FusedUtterance(Protocol):
         ...
 
     def wake(self) -> Wake:
-        """When `pruned` must be called next; asked again after every call of it."""
+        """When `pruned` must be called next; asked again after every call. Another fusion may wake all earlier."""
         ...
 
     def pruned(self, view: View) -> Asking:
