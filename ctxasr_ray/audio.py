@@ -19,7 +19,7 @@ import soxr
 
 from ctxasr_ray.archive import AudioError, open_binary
 
-__all__ = ["MIX_DOWN", "SAMPLE_RATE_HZ", "SHORTFALL_S", "AudioError", "AudioInfo", "load", "probe"]
+__all__ = ["MIX_DOWN", "SAMPLE_RATE_HZ", "SHORTFALL_S", "AudioError", "AudioInfo", "blocks", "load", "probe"]
 
 SAMPLE_RATE_HZ: Final = 16000
 MIX_DOWN: Final = -1
@@ -98,6 +98,32 @@ def load(
     return np.clip(samples, -1.0, 1.0, out=samples)
 
 
+def blocks(
+    uri: str, *, start_s: float = 0.0, duration_s: float | None = None, channel: int | None = None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Reads a stretch of a recording of any length once, in order, at its own rate, in bounded memory.
+
+    Args:
+        uri: As for `load`.
+        start_s: Where the stretch starts, >= 0.
+        duration_s: How long it is; None, or further than the end: to the end.
+        channel: As for `load`.
+
+    Yields:
+        (num_samples,) float32, at most 4 MB of all channels each; one after the other they are the stretch.
+
+    Raises:
+        AudioError, OSError: as for `load`.
+    """
+    with _decoder(uri) as sound:
+        pick = _channel(uri, sound.channels, channel)
+        first = round(start_s * sound.samplerate)
+        if not 0 <= first < sound.frames:
+            raise AudioError(uri, f"ends at {sound.frames / sound.samplerate:.3f} s, before {start_s:.3f} s")
+        end = sound.frames if duration_s is None else min(sound.frames, first + round(duration_s * sound.samplerate))
+        yield from _read(uri, sound, first, end, pick)
+
+
 def probe(uri: str) -> AudioInfo:
     """Reads the header alone.
 
@@ -125,10 +151,21 @@ def _resampled(
     uri: str, sound: soundfile.SoundFile, first: int, end: int, channel: int | None, rate: int
 ) -> npt.NDArray[np.float32]:
     """Decodes frames [first, end) in blocks, so that a long window never stands in memory at its own rate."""
-    sound.seek(first)
     stream = None if rate == sound.samplerate else soxr.ResampleStream(sound.samplerate, rate, 1, dtype="float32")
+    parts, left = [], end - first
+    for mono in _read(uri, sound, first, end, channel):
+        left -= len(mono)
+        parts.append(mono if stream is None else stream.resample_chunk(mono, last=left == 0))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _read(
+    uri: str, sound: soundfile.SoundFile, first: int, end: int, channel: int | None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Decodes frames [first, end) of one channel, block by block."""
+    sound.seek(first)
     block = max(1, _BLOCK_SAMPLES // sound.channels)
-    blocks, left = [], end - first
+    left = end - first
     while left > 0:
         frames = sound.read(min(left, block), dtype="float32", always_2d=True)
         if not len(frames):
@@ -136,9 +173,7 @@ def _resampled(
                 uri, f"is truncated: its header promises {left / sound.samplerate:.3f} s more than there are"
             )
         left -= len(frames)
-        mono = frames.mean(axis=1) if channel is None else np.ascontiguousarray(frames[:, channel])
-        blocks.append(mono if stream is None else stream.resample_chunk(mono, last=left == 0))
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        yield frames.mean(axis=1) if channel is None else np.ascontiguousarray(frames[:, channel])
 
 
 @contextlib.contextmanager
