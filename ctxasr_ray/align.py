@@ -128,8 +128,11 @@ class Counts:
     @classmethod
     def joined(cls, parts: Sequence["Counts"]) -> "Counts":
         """The counts of several calls, one after the other."""
-        names = ("hits", "substitutions", "deletions", "insertions")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return cls(*(np.concatenate(columns) for columns in zip(*(part.columns() for part in parts), strict=True)))
+
+    def columns(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Hits, substitutions, deletions and insertions, in the order of the constructor."""
+        return self.hits, self.substitutions, self.deletions, self.insertions
 
     @property
     def reference_length(self) -> npt.NDArray[np.int64]:

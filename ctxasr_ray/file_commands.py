@@ -1,14 +1,17 @@
 """Commands that read and write files and start no run: `ctxasr prepare`, `ctxasr score`, `ctxasr compare`."""
 
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from ctxasr_ray.corpora.segmentation import WindowConfig
 from ctxasr_ray.experiment import Experiment
+from ctxasr_ray.metrics.word_classes import WordLists
 from ctxasr_ray.recipes.evaluation import RECIPES, find
 
 
@@ -22,6 +25,11 @@ class PrepareCorpus:
     """Where `manifest.jsonl` goes."""
     corpus: str | None = None
     """Name of the corpus; by default that of the source."""
+    segment: Literal["vad", "fixed"] | None = None
+    """Cut recordings that are longer than a window: vad, windows around speech; fixed, one after another. The audio
+    stays where it is; the manifest has one line per window. Without this, recordings stay whole."""
+    windows: Annotated[WindowConfig, tyro.conf.arg(name="")] = field(default_factory=WindowConfig)
+    """Where recordings are cut."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +56,14 @@ def prepare(words: Sequence[str]) -> int:
     if name in manifest.KINDS:
         given = PrepareCorpus(source=tyro.MISSING, directory=home)
         asked = tyro.cli(PrepareCorpus, default=given, args=rest, prog=f"ctxasr prepare {name}")
-        print(manifest.prepare(name, asked.source, asked.directory, asked.corpus))
+        if asked.segment is None:
+            print(manifest.prepare(name, asked.source, asked.directory, asked.corpus))
+            return 0
+        path, cut = manifest.prepare_windows(
+            name, asked.source, asked.directory, asked.corpus, method=asked.segment, windows=asked.windows
+        )
+        print(path)
+        print(cut, file=sys.stderr)
         return 0
     default = PrepareSynthetic(directory=home, experiment=find(name)())
     options = tyro.cli(
@@ -78,6 +93,10 @@ class Score:
     """One of `text.NORMALISERS`; files are scored as they are unless one is asked for."""
     alignment: Literal["unit", "nist"] = "unit"
     """Alignment costs: 1/1/1, or sclite's 4/3/3 for substitution, insertion and deletion."""
+    metrics: tuple[str, ...] = ("wer", "cer")
+    """Some of wer, cer, orthographic_wer, mer, rare_wer; biased_wer and unbiased_wer come with the keywords."""
+    word_lists: WordLists = field(default_factory=lambda: WordLists(common_words=None))
+    """Common words (never biased) and rare words, by files."""
     baseline: str | None = None
     """System that the others are compared with; by default the first."""
     group_by: str | None = None
@@ -115,6 +134,8 @@ def _score(command: str, words: Sequence[str]) -> int:
         form=options.format,
         normaliser=options.normaliser,
         alignment=options.alignment,
+        metrics=options.metrics,
+        word_lists=options.word_lists,
         baseline=options.baseline,
         group_by=options.group_by,
         num_replicates=options.num_replicates,

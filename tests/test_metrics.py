@@ -2,6 +2,8 @@ import csv
 import json
 import math
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jiwer
@@ -12,17 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real import real
 
-from ctxasr_ray.metrics.biased import BiasedCountsConfig
 from ctxasr_ray.metrics.counts import errors_table, read_errors
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.summary import SummaryConfig
+from ctxasr_ray.metrics.word_classes import COMMON_ENGLISH, WordLists
 from ctxasr_ray.nbest import Hypothesis, NBest, hypotheses_table
 from ctxasr_ray.schema import FITS, NBEST_ERRORS, TRANSCRIPTS, UTTERANCES, ContractError, conform
 from ctxasr_ray.stage import Costs, StageConfig
 
-ALL_CLASSES = (("word", "all"), ("character", "all"), ("word", "biased"), ("word", "unbiased"))
+ALL_CLASSES = (("word", "all"), ("character", "all"), ("word", "biased"), ("word", "unbiased"), ("word", "rare"))
+BIASED = ("biased_wer", "unbiased_wer")
 
 
 def utterances(rows: list[dict[str, Any]]) -> pa.Table:
@@ -63,6 +66,11 @@ def counts(errors: pa.Table, row: int) -> dict[str, tuple[int, ...]]:
     return {c["metric"]: tuple(c[n] for n in names) for c in errors.column("counts")[row].as_py()}
 
 
+def biased(**lists: Any) -> ErrorCountsConfig:
+    """B-WER and U-WER, no word common unless a list says so."""
+    return ErrorCountsConfig(metrics=BIASED, word_lists=WordLists(**({"common_words": None} | lists)))
+
+
 TEXTS = st.lists(st.sampled_from(["the", "cat", "sat", "on", "Zorp's", "mat."]), max_size=6).map(" ".join)
 
 
@@ -75,7 +83,12 @@ def test_a_failed_utterance_is_all_deletions_whatever_its_text_says() -> None:
         utterances([{"reference": "call Zorp now"}]),
         transcripts(["call Zorp"], error_type=["audio"]),
     )
-    assert counts(table, 0) == {"wer": (0, 0, 3, 0, 3), "cer": (0, 0, 13, 0, 13)}
+    assert counts(table, 0) == {
+        "wer": (0, 0, 3, 0, 3),
+        "cer": (0, 0, 13, 0, 13),
+        "orthographic_wer": (0, 0, 3, 0, 3),
+        "rare_wer": (0, 0, 1, 0, 1),
+    }
 
 
 def test_an_utterance_without_reference_is_left_out_and_keeps_its_row() -> None:
@@ -123,8 +136,9 @@ def test_errors_survive_the_way_through_arrow() -> None:
         (ErrorCountsConfig(metrics=("wer", "ser")), r"metrics: \['ser'\] are unknown"),
         (ErrorCountsConfig(normaliser="english"), "normaliser 'english' is unknown"),
         (ErrorCountsConfig(alignment="kaldi"), "alignment 'kaldi' is unknown"),
-        (NbestErrorsConfig(classes=(("word", "rare"),)), r"classes: \[\('word', 'rare'\)\] are unknown"),
-        (BiasedCountsConfig(common_words="/nowhere/words.txt"), "'/nowhere/words.txt': no such file"),
+        (NbestErrorsConfig(classes=(("character", "rare"),)), r"classes: \[\('character', 'rare'\)\] are unknown"),
+        (biased(common_words="/nowhere/words.txt"), "common_words '/nowhere/words.txt': no such file"),
+        (biased(rare_words="/nowhere/rare.txt"), "rare_words '/nowhere/rare.txt': no such file"),
         (SummaryConfig(systems=("a",)), r"baseline: \['first_pass'\] are not among systems \['a'\]"),
         (SummaryConfig(systems=("first_pass",), num_replicates=0), "num_replicates is 0; expected at least 1"),
     ],
@@ -165,12 +179,11 @@ def test_nbest_errors_equal_counting_one_hypothesis_at_a_time(
     rows = [{"reference": r, "keywords": ["Zorp's mat"]} for r, _ in lists]
     config = NbestErrorsConfig(classes=ALL_CLASSES, alignment=alignment)
     table = run(config, hypotheses([texts for _, texts in lists]), utterances(rows)).column("counts").to_pylist()
-    names = {"wer": 0, "cer": 1, "biased_wer": 2, "unbiased_wer": 3}
+    names = {"wer": 0, "cer": 1, "biased_wer": 2, "unbiased_wer": 3, "rare_wer": 4}
     for row, (reference, texts) in enumerate(lists):
         for rank, text in enumerate(texts):
             pair = utterances([rows[row]]), transcripts([text])
-            found = counts(run(ErrorCountsConfig(alignment=alignment), *pair), 0)
-            found |= counts(run(BiasedCountsConfig(alignment=alignment), *pair), 0)
+            found = counts(run(ErrorCountsConfig(alignment=alignment, metrics=tuple(names)), *pair), 0)
             assert bool(found) == (reference is not None)
             for metric, (hits, substitutions, deletions, insertions, length) in found.items():
                 entry = table[row][names[metric]]
@@ -225,7 +238,7 @@ def test_the_oracle_refuses_totals_that_it_cannot_split() -> None:
 
 def test_biased_words_are_those_of_the_true_phrases_outside_the_common_words(tmp_path: Any) -> None:
     (tmp_path / "common.txt").write_bytes(b"\xef\xbb\xbfNew\r\nthe\r\n")
-    config = BiasedCountsConfig(common_words=str(tmp_path / "common.txt"))
+    config = biased(common_words=str(tmp_path / "common.txt"))
     table = run(
         config,
         utterances([{"reference": "the New Zorp York", "keywords": ["New York", "Zorp"]}]),
@@ -236,7 +249,7 @@ def test_biased_words_are_those_of_the_true_phrases_outside_the_common_words(tmp
 
 def test_an_inserted_word_is_biased_only_if_it_is_one_of_that_utterances_true_words() -> None:
     table = run(
-        BiasedCountsConfig(),
+        biased(),
         utterances([{"reference": "call zorp", "keywords": ["zorp"]}, {"reference": "call zorp", "keywords": []}]),
         transcripts(["call zorp zorp blim", "call zorp zorp blim"]),
     )
@@ -245,8 +258,57 @@ def test_an_inserted_word_is_biased_only_if_it_is_one_of_that_utterances_true_wo
 
 
 def test_unknown_keywords_leave_the_utterance_out_of_biased_metrics() -> None:
-    table = run(BiasedCountsConfig(), utterances([{"reference": "call zorp", "keywords": None}]), transcripts(["call"]))
+    table = run(biased(), utterances([{"reference": "call zorp", "keywords": None}]), transcripts(["call"]))
     assert counts(table, 0) == {}
+
+
+# O-WER, MER, R-WER
+
+
+def test_orthographic_errors_are_counted_on_raw_words() -> None:
+    config = ErrorCountsConfig(metrics=("wer", "orthographic_wer"))
+    table = run(config, utterances([{"reference": "The cat, sat."}]), transcripts(["the cat sat"]))
+    assert counts(table, 0) == {"wer": (3, 0, 0, 0, 3), "orthographic_wer": (0, 3, 0, 0, 3)}
+    entries = table.column("counts")[0].as_py()
+    assert [entry["normaliser"] for entry in entries] == ["whisper_english", "none"]
+
+
+def test_the_mixed_error_rate_counts_han_characters_and_latin_words() -> None:
+    config = ErrorCountsConfig(metrics=("mer", "cer"), normaliser="mandarin")
+    table = run(config, utterances([{"reference": "我爱 Deep Learning。"}]), transcripts(["我哎deep Learning"]))
+    assert counts(table, 0)["mer"] == (3, 1, 0, 0, 4)
+    assert counts(table, 0)["cer"] == (13, 1, 0, 0, 14)
+
+
+def rare(table: pa.Table, heard: str, **lists: Any) -> tuple[int, ...]:
+    config = ErrorCountsConfig(metrics=("rare_wer",), word_lists=WordLists(**lists))
+    return counts(run(config, table, transcripts([heard])), 0)["rare_wer"]
+
+
+def test_rare_words_are_listed_or_not_common_or_seldom_in_a_training_text(tmp_path: Any) -> None:
+    table = utterances([{"reference": "Call the Zorp at 5 o'clock in Lima"}])
+    assert rare(table, "call the sorp at 5 o'clock in lima blimfax") == (1, 1, 0, 1, 2)  # zorp, lima; a number is not
+    (tmp_path / "list").write_text("o'clock\nZORP\n")
+    assert rare(table, "call the sorp at five o'clock", rare_words=str(tmp_path / "list")) == (1, 1, 0, 0, 2)
+    (tmp_path / "train").write_text("call the zorp at o'clock\n" * 2 + "in lima\n")
+    given = {"training_text": str(tmp_path / "train"), "min_count": 2}
+    assert rare(table, "call the sorp at five o'clock", **given) == (0, 0, 2, 0, 2)  # in, lima
+    with pytest.raises(ValueError, match="rare words come from one of them"):
+        WordLists(rare_words="a", training_text="b")
+    with pytest.raises(ValueError, match="rare_wer: no word list is given"):
+        rare(table, "", common_words=None)
+
+
+def test_the_shipped_common_words_are_the_likeliest_of_the_pocketsphinx_model() -> None:
+    pocketsphinx = pytest.importorskip("pocketsphinx")
+    folder = Path(pocketsphinx.get_model_path())
+    folder = folder if (folder / "en-us.lm.bin").exists() else folder / "en-us"
+    model = pocketsphinx.NGramModel.readfile(str(folder / "en-us.lm.bin"))
+    words = Path(COMMON_ENGLISH).read_text("ascii").split()
+    log_probs = [model.prob([word]) for word in words]
+    assert len(set(words)) == 5000
+    assert log_probs == sorted(log_probs, reverse=True)
+    assert model.prob(["zurich"]) < log_probs[-1]
 
 
 IS21 = (
@@ -270,7 +332,7 @@ def test_published_is21_figures_exactly(name: str) -> None:
     )
     tables = (
         run(ErrorCountsConfig(normaliser="none", alignment="nist", metrics=("wer",)), *pair),
-        run(BiasedCountsConfig(normaliser="none", alignment="nist"), *pair),
+        run(replace(biased(), normaliser="none", alignment="nist"), *pair),
     )
     config = SummaryConfig(systems=("first_pass", "first_pass"), num_replicates=100)
     with warnings.catch_warnings():
@@ -410,7 +472,7 @@ def test_missing_ids_are_charged_as_deletions_and_extra_ids_are_counted() -> Non
 
 def test_missing_ids_are_charged_to_the_word_class_of_each_word() -> None:
     table = utterances([{"reference": "call Zorp now", "keywords": ["Zorp"]}, {"reference": "a", "keywords": []}])
-    errors = run(BiasedCountsConfig(), table, transcripts(["call zorp now", "a"]))
+    errors = run(biased(), table, transcripts(["call zorp now", "a"]))
     with pytest.warns(UserWarning, match="fewer than 10 speakers"):
         found = results(SummaryConfig(systems=("first_pass",), num_replicates=10), table, errors.slice(1, 1))
     assert found["test", "first_pass", "biased_wer"]["counts"]["deletions"] == 1

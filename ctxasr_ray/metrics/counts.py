@@ -19,9 +19,18 @@ METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "cer": ("character", "all"),
     "biased_wer": ("word", "biased"),
     "unbiased_wer": ("word", "unbiased"),
+    "rare_wer": ("word", "rare"),
+    "orthographic_wer": ("word", "all"),
+    "mer": ("word", "all"),
 }
-"""Metric name -> (unit, word class)."""
-METRIC_NAMES: Final[Mapping[tuple[str, str], str]] = {key: name for name, key in METRICS.items()}
+"""Error rate -> (unit, word class)."""
+OWN_NORMALISERS: Final[Mapping[str, str]] = {"orthographic_wer": "none", "mer": "mandarin"}
+"""Error rates that are defined by their normaliser: O-WER keeps case and punctuation, the mixed error rate counts each
+Han or kana character and each Latin word."""
+METRIC_NAMES: Final[Mapping[tuple[str, str], str]] = {
+    key: name for name, key in METRICS.items() if name not in OWN_NORMALISERS
+}
+"""(unit, word class) -> error rate under the normaliser that a config names."""
 PAIRS_PER_STEP: Final = 1 << 16
 """Pairs that are aligned in one call, so that a million utterances need little memory and no vocabulary overflows."""
 COUNT_NAMES: Final = ("hits", "substitutions", "deletions", "insertions", "reference_length")
@@ -124,10 +133,10 @@ def same_rows(name: str, table: pa.Table, parent_name: str, parent: pa.Table) ->
 def count_metric(
     metric: str, references: Sequence[str | None], hypotheses: Sequence[str], normaliser: str, alignment: str
 ) -> MetricCounts:
-    """Counts `wer` or `cer` over U utterances; a null reference is not counted, an empty one counts insertions.
+    """Counts a metric of all words over U utterances; a null reference is not counted, an empty one counts insertions.
 
     Args:
-        metric: `wer` or `cer`.
+        metric: One of `METRICS` whose word class is `all`; one that has its own normaliser ignores the given one.
         references: (U,) raw.
         hypotheses: (U,) raw; a failed utterance is the empty string.
         normaliser: One of `text.NORMALISERS`.
@@ -136,9 +145,11 @@ def count_metric(
     Raises:
         ValueError: an unknown metric, normaliser or alignment.
     """
-    if metric not in ("wer", "cer"):
-        raise ValueError(f"metric '{metric}' is unknown here; choose wer or cer.")
-    unit, word_class = METRICS[metric]
+    unit, word_class = METRICS.get(metric, ("", ""))
+    if word_class != "all":
+        known_here = [name for name, (_, of) in METRICS.items() if of == "all"]
+        raise ValueError(f"metric '{metric}' is unknown here; choose one of {', '.join(known_here)}.")
+    normaliser = OWN_NORMALISERS.get(metric, normaliser)
     counted = np.array([r is not None for r in references], bool)
     known = ["" if r is None else r for r in references]
     heard = [h if ok else "" for h, ok in zip(hypotheses, counted.tolist(), strict=True)]

@@ -3,6 +3,7 @@
 Shape letter: U utterances.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.metrics.biased import common_words, keyword_words
-from ctxasr_ray.metrics.counts import COUNT_NAMES, MetricCounts
+from ctxasr_ray.metrics.counts import MetricCounts
+from ctxasr_ray.metrics.word_classes import WordLists
 
 
 def positions(table: pa.Table, ids: list[str]) -> tuple[npt.NDArray[np.int64], int]:
@@ -30,7 +31,7 @@ def place(metric: MetricCounts, at: npt.NDArray[np.int64]) -> MetricCounts:
     def take(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.append(values, np.zeros(1, values.dtype))[at]
 
-    counts = align.Counts(*(take(getattr(metric.counts, name)) for name in COUNT_NAMES[:4]))
+    counts = align.Counts(*map(take, metric.counts.columns()))
     return MetricCounts(
         metric=metric.metric,
         unit=metric.unit,
@@ -43,22 +44,21 @@ def place(metric: MetricCounts, at: npt.NDArray[np.int64]) -> MetricCounts:
 
 
 def charge_deletions(
-    metric: MetricCounts, missing: npt.NDArray[np.bool_], utterances: pa.Table, common_words_path: str
+    metric: MetricCounts, missing: npt.NDArray[np.bool_], utterances: pa.Table, lists: WordLists
 ) -> None:
     """Every unit of a missing utterance's reference becomes a deletion, as if the system had said nothing."""
-    common = common_words(common_words_path, metric.normaliser)
+    classes = lists.load(metric.normaliser)
     for row in np.flatnonzero(missing).tolist():
         reference = utterances.column("reference")[row].as_py()
         phrases = utterances.column("keywords")[row].as_py()
-        if reference is None or (metric.word_class != "all" and phrases is None):
+        if reference is None or (metric.word_class in ("biased", "unbiased") and phrases is None):
             continue
-        units = (
-            text.words(reference, metric.normaliser)
-            if metric.unit == "word"
-            else text.characters(reference, metric.normaliser)
-        )
-        if metric.word_class != "all":
-            biased = keyword_words(phrases, metric.normaliser, common)
+        (normal,) = text.units([reference], metric.normaliser, metric.unit)
+        units: Sequence[str] = normal.split() if metric.unit == "word" else normal
+        if metric.word_class == "rare":
+            units = [word for word in units if word in classes.rare]
+        elif metric.word_class != "all":
+            biased = classes.biased(phrases)
             units = [word for word in units if (word in biased) == (metric.word_class == "biased")]
         metric.counts.deletions[row] = len(units)
         metric.counted[row] = True

@@ -1,61 +1,166 @@
-"""UTTERANCES, TRANSCRIPTS -> ERRORS: word and character errors of each utterance, to be summed, never averaged."""
+"""UTTERANCES, TRANSCRIPTS -> ERRORS: errors of each utterance, all words and classes of words, never averaged."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.metrics.counts import count_metric, errors_table, same_rows
+from ctxasr_ray.metrics.counts import (
+    METRICS,
+    PAIRS_PER_STEP,
+    MetricCounts,
+    count_metric,
+    errors_table,
+    same_rows,
+)
+from ctxasr_ray.metrics.word_classes import WordClasses, WordLists, class_counts
 from ctxasr_ray.stage import Costs, Resources, Stage, light
+
+
+def count_metrics(
+    metrics: Sequence[str],
+    references: Sequence[str | None],
+    hypotheses: Sequence[str],
+    keywords: Sequence[Sequence[str] | None],
+    *,
+    normaliser: str,
+    alignment: str,
+    classes: WordClasses,
+) -> list[MetricCounts]:
+    """Counts some of `counts.METRICS` over U utterances, in the order given.
+
+    Args:
+        metrics: Names.
+        references: (U,) raw; None: not counted.
+        hypotheses: (U,) raw; a failed utterance is the empty string.
+        keywords: (U,) true phrases, raw; None: not counted in biased_wer and unbiased_wer.
+        normaliser: One of `text.NORMALISERS`; orthographic_wer and mer have their own.
+        alignment: One of `align.ALIGNMENTS`.
+        classes: Common and rare words under that normaliser.
+
+    Raises:
+        ValueError: an unknown metric, normaliser or alignment, or rare_wer without a word list.
+    """
+    has_reference = np.array([r is not None for r in references], bool)
+    has_keywords = np.array([k is not None for k in keywords], bool)
+    members: dict[str, Sequence[Container[str]]] = {}
+    if {"biased_wer", "unbiased_wer"} & set(metrics):
+        members["biased"] = [classes.biased(phrases) for phrases in keywords]
+    if "rare_wer" in metrics:
+        if not classes.rare.known:
+            raise ValueError("rare_wer: no word list is given; set common_words, rare_words or training_text.")
+        members["rare"] = [classes.rare] * len(references)
+    by_class = _class_counts(references, hypotheses, members, normaliser, alignment)
+    found = []
+    for metric in metrics:
+        unit, word_class = METRICS.get(metric, ("", ""))
+        if word_class not in by_class:
+            found.append(count_metric(metric, references, hypotheses, normaliser, alignment))
+            continue
+        counted = has_reference & has_keywords if word_class in ("biased", "unbiased") else has_reference
+        counts = by_class[word_class]
+        found.append(
+            MetricCounts(
+                metric=metric,
+                unit=unit,
+                normaliser=normaliser,
+                word_class=word_class,
+                alignment=alignment,
+                counted=counted,
+                counts=align.Counts(*(np.where(counted, column, 0) for column in counts.columns())),
+            )
+        )
+    return found
+
+
+def _class_counts(
+    references: Sequence[str | None],
+    hypotheses: Sequence[str],
+    members: Mapping[str, Sequence[Container[str]]],
+    normaliser: str,
+    alignment: str,
+) -> dict[str, align.Counts]:
+    """Counts per word class from one alignment of each pair."""
+    parts: dict[str, list[align.Counts]] = {}
+    known = ["" if r is None else r for r in references]
+    said = ["" if r is None else h for r, h in zip(references, hypotheses, strict=True)]
+    for start in range(0, len(known), PAIRS_PER_STEP) or (0,):
+        step = slice(start, start + PAIRS_PER_STEP)
+        if not members:
+            break
+        sides = [text.units(side[step], normaliser, "word") for side in (known, said)]
+        reference_units, hypothesis_units = align.encode("word", *sides)
+        edits = align.edits(reference_units, hypothesis_units, alignment)
+        for word_class, own in members.items():
+            inside, outside = class_counts(sides[0], sides[1], own[step], edits)
+            parts.setdefault(word_class, []).append(inside)
+            parts.setdefault(f"un{word_class}", []).append(outside)
+    return {word_class: align.Counts.joined(each) for word_class, each in parts.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorCountsConfig:
-    """Counts errors against the reference; a failed utterance is all deletions, one without reference is left out."""
+    """Counts errors against the reference; a failed utterance is all deletions, one without reference is left out.
+
+    B-WER and U-WER count the utterances whose true phrases are known (UTTERANCES.keywords, never a context list), and
+    stand in the results where a corpus has any.
+    """
 
     NAME: ClassVar[str] = "error_rate"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "utterances": ("reference",),
+        "utterances": ("reference", "keywords"),
         "transcripts": ("text", "error_type"),
     }
     WRITES: ClassVar[str] = "errors"
 
-    metrics: tuple[str, ...] = ("wer", "cer")
-    """Some of wer, cer."""
+    metrics: tuple[str, ...] = ("wer", "cer", "orthographic_wer", "rare_wer", "biased_wer", "unbiased_wer")
+    """Some of wer, cer, orthographic_wer (O-WER), mer (Chinese with English), rare_wer, biased_wer, unbiased_wer."""
     normaliser: str = "whisper_english"
-    """One of `text.NORMALISERS`, for both sides."""
+    """One of `text.NORMALISERS`, for both sides; orthographic_wer has `none` and mer `mandarin` in its place."""
     alignment: str = "unit"
     """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
+    word_lists: WordLists = field(default_factory=WordLists)
+    """Common and rare words."""
     resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:
-        """The normaliser's version: it changes numbers without a change of this config.
+        """The normaliser's version and the digests of word lists: they change numbers without a change of this config.
 
         Raises:
-            ValueError: an unknown metric, normaliser or alignment.
+            ValueError: an unknown metric, normaliser or alignment, or a list that is not there.
         """
-        unknown = sorted(set(self.metrics) - {"wer", "cer"})
+        unknown = [metric for metric in self.metrics if metric not in METRICS]
         if unknown:
-            raise ValueError(f"metrics: {unknown} are unknown; choose some of wer, cer.")
+            raise ValueError(f"metrics: {unknown} are unknown; choose some of {', '.join(METRICS)}.")
         align.check_alignment(self.alignment)
-        return {"normaliser": text.versioned(self.normaliser)}
+        return {"normaliser": text.versioned(self.normaliser), **self.word_lists.fingerprint()}
 
     def build(self) -> Stage:
-        """Returns the counting function; there is no model to load."""
+        """Reads the word lists."""
         self.fingerprint()
-        return self._count
+        classes = self.word_lists.load(self.normaliser)
 
-    def _count(self, *tables: pa.Table, costs: Costs) -> pa.Table:
-        utterances, transcripts = tables
-        same_rows("transcripts", transcripts, "utterances", utterances)
-        with costs.timed("align"):
-            references = utterances.column("reference").to_pylist()
+        def count(*tables: pa.Table, costs: Costs) -> pa.Table:
+            utterances, transcripts = tables
+            same_rows("transcripts", transcripts, "utterances", utterances)
             failed = transcripts.column("error_type").is_valid().to_pylist()
             heard = ["" if bad else t for t, bad in zip(transcripts.column("text").to_pylist(), failed, strict=True)]
-            metrics = [count_metric(m, references, heard, self.normaliser, self.alignment) for m in self.metrics]
-        costs.count("pairs_aligned", len(references) * len(metrics))
-        return errors_table(utterances.column("utterance_id").to_pylist(), metrics)
+            with costs.timed("align"):
+                metrics = count_metrics(
+                    self.metrics,
+                    utterances.column("reference").to_pylist(),
+                    heard,
+                    utterances.column("keywords").to_pylist(),
+                    normaliser=self.normaliser,
+                    alignment=self.alignment,
+                    classes=classes,
+                )
+            costs.count("pairs_aligned", len(heard) * len(metrics))
+            return errors_table(utterances.column("utterance_id").to_pylist(), metrics)
+
+        return count

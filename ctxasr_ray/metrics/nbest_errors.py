@@ -4,7 +4,7 @@ Oracle, weight search, minimum-WER training and harmful edits all read this tabl
 Shape letters: U utterances, H hypotheses of all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.metrics.biased import biased_counts, common_words, digest, keyword_words
 from ctxasr_ray.metrics.counts import METRIC_NAMES, same_rows
+from ctxasr_ray.metrics.word_classes import WordClasses, WordLists, class_counts
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import HYPOTHESIS_ERRORS, conform
 from ctxasr_ray.stage import Costs, Resources, Stage, light
@@ -31,7 +31,7 @@ class NbestErrorsConfig:
     """
 
     NAME: ClassVar[str] = "nbest_errors"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "hypotheses": ("hypotheses",),
         "utterances": ("reference", "keywords"),
@@ -39,18 +39,18 @@ class NbestErrorsConfig:
     WRITES: ClassVar[str] = "nbest_errors"
 
     classes: tuple[tuple[str, str], ...] = (("word", "all"), ("character", "all"))
-    """(unit, word class) pairs: word or character of all; word of biased and unbiased (see `biased.py`)."""
+    """(unit, word class) pairs: word or character of all; word of biased, unbiased and rare (`word_classes`)."""
     normaliser: str = "whisper_english"
     """One of `text.NORMALISERS`, for both sides."""
     alignment: str = "unit"
     """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
-    common_words: str = ""
-    """File of common words, one per line, that never count as biased; empty: none are common."""
+    word_lists: WordLists = field(default_factory=WordLists)
+    """Common and rare words."""
     resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:
-        """The normaliser's version and the digest of the common words.
+        """The normaliser's version and the digests of the word lists.
 
         Raises:
             ValueError: an unknown class, normaliser or alignment, or a file that is not there.
@@ -59,18 +59,18 @@ class NbestErrorsConfig:
         if unknown:
             raise ValueError(f"classes: {unknown} are unknown; choose some of {list(METRIC_NAMES)}.")
         align.check_alignment(self.alignment)
-        return {"normaliser": text.versioned(self.normaliser), **digest(self.common_words)}
+        return {"normaliser": text.versioned(self.normaliser), **self.word_lists.fingerprint()}
 
     def build(self) -> Stage:
-        """Reads the common words."""
+        """Reads the word lists."""
         self.fingerprint()
-        return _NbestErrors(self, common_words(self.common_words, self.normaliser))
+        return _NbestErrors(self, self.word_lists.load(self.normaliser))
 
 
 class _NbestErrors:
-    def __init__(self, config: NbestErrorsConfig, common: frozenset[str]) -> None:
+    def __init__(self, config: NbestErrorsConfig, word_classes: WordClasses) -> None:
         self._config = config
-        self._common = common
+        self._word_classes = word_classes
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         hypotheses, utterances = tables
@@ -109,18 +109,27 @@ class _NbestErrors:
                 {**label, "word_class": "all", "known": has_reference, "lengths": reference_units.lengths}
                 | self._totals(repeated, hypothesis_units, flat)
             )
-        if {"biased", "unbiased"} & set(word_classes):
-            words = [keyword_words(k, self._config.normaliser, self._common) for k in keywords]
-            found = align.edits(repeated, hypothesis_units, self._config.alignment)
-            biased = biased_counts([known[r] for r in rows], heard, [words[r] for r in rows], found)
-            lengths = np.array([sum(w in ws for w in r.split()) for r, ws in zip(known, words, strict=True)], np.int64)
-            is_known = has_reference & np.array([k is not None for k in keywords], bool)
-            for word_class, counts in zip(("biased", "unbiased"), biased, strict=True):
-                own = lengths if word_class == "biased" else reference_units.lengths - lengths
-                if word_class in word_classes:
-                    entries.append(
-                        {**label, "word_class": word_class, "known": is_known, "lengths": own} | _per_hypothesis(counts)
-                    )
+        classed = [c for c in word_classes if c != "all"]
+        if classed:
+            edits = align.edits(repeated, hypothesis_units, self._config.alignment)
+            has_keywords = np.array([k is not None for k in keywords], bool)
+            biased = [self._word_classes.biased(k) for k in keywords]
+            for word_class in classed:
+                own: Sequence[Container[str]]
+                own = [self._word_classes.rare] * len(known) if word_class == "rare" else biased
+                pairs = class_counts([known[r] for r in rows], heard, [own[r] for r in rows], edits)
+                lengths = np.array(
+                    [sum(w in ws for w in r.split()) for r, ws in zip(known, own, strict=True)], np.int64
+                )
+                entries.append(
+                    {
+                        **label,
+                        "word_class": word_class,
+                        "known": has_reference if word_class == "rare" else has_reference & has_keywords,
+                        "lengths": reference_units.lengths - lengths if word_class == "unbiased" else lengths,
+                    }
+                    | _per_hypothesis(pairs[int(word_class == "unbiased")])
+                )
         for entry in entries:
             entry["alignment"] = self._config.alignment
         return entries

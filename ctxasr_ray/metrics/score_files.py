@@ -7,14 +7,17 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from ctxasr_ray.metrics.biased import biased_metrics
-from ctxasr_ray.metrics.counts import count_metric, errors_table
+from ctxasr_ray.metrics.counts import errors_table
+from ctxasr_ray.metrics.error_rate import count_metrics
 from ctxasr_ray.metrics.spoken import Spoken
 from ctxasr_ray.metrics.summary import SummaryConfig
 from ctxasr_ray.metrics.transcript_files import read_hypotheses, read_references
+from ctxasr_ray.metrics.word_classes import WordLists
 from ctxasr_ray.schema import UTTERANCES, conform
 from ctxasr_ray.stage import Costs
 
+BIASED: Final = ("biased_wer", "unbiased_wer")
+NO_LISTS: Final = WordLists(common_words=None)
 _LENGTHS: Final = (0, 1, 6, 11, 21, 41)
 """Least number of words of each length group."""
 
@@ -29,6 +32,7 @@ def score_files(
     metrics: Sequence[str] = ("wer", "cer"),
     baseline: str | None = None,
     group_by: str | None = None,
+    word_lists: WordLists = NO_LISTS,
     num_replicates: int = 10_000,
     seed: int = 7,
 ) -> pa.Table:
@@ -43,10 +47,13 @@ def score_files(
         form: One of `transcript_files.FORMATS`.
         normaliser: One of `text.NORMALISERS`; files are scored as they are unless one is asked for.
         alignment: One of `align.ALIGNMENTS`.
-        metrics: Some of wer, cer; biased_wer and unbiased_wer come by themselves where the references have keywords.
+        metrics: Some of `counts.METRICS`; biased_wer and unbiased_wer come by themselves where the references have
+            keywords.
         baseline: System that the others are compared with; by default the first.
         group_by: speaker_id, session_id, length (words of the raw reference) or an attribute of the references:
             rows for every group follow those for all, told apart by `condition`.
+        word_lists: Common and rare words; by default no word is common, because published references give the rare
+            words themselves.
         num_replicates: Of the bootstrap.
         seed: Of the bootstrap.
 
@@ -69,11 +76,12 @@ def score_files(
     if baseline is not None and baseline not in systems:
         raise ValueError(f"baseline '{baseline}' is not among the systems {list(systems)}.")
     utterances = _utterances(spoken, Path(references).stem)
-    errors = [_errors(spoken, found, metrics, normaliser, alignment) for found in texts.values()]
+    errors = [_errors(spoken, found, metrics, normaliser, alignment, word_lists) for found in texts.values()]
     config = SummaryConfig(
         systems=tuple(systems),
         baseline=baseline or next(iter(systems)),
         splits=("test",),
+        word_lists=word_lists,
         num_replicates=num_replicates,
         seed=seed,
     )
@@ -134,7 +142,12 @@ def _utterances(spoken: Sequence[Spoken], corpus: str) -> pa.Table:
 
 
 def _errors(
-    spoken: Sequence[Spoken], texts: Mapping[str, str], metrics: Sequence[str], normaliser: str, alignment: str
+    spoken: Sequence[Spoken],
+    texts: Mapping[str, str],
+    metrics: Sequence[str],
+    normaliser: str,
+    alignment: str,
+    word_lists: WordLists,
 ) -> pa.Table:
     """ERRORS of the utterances that the system has, then its own extra ones, which no reference counts."""
     present = [s for s in spoken if s.utterance_id in texts]
@@ -143,10 +156,12 @@ def _errors(
     references = [s.text for s in present] + [None] * len(extra)
     ids = [s.utterance_id for s in present] + extra
     heard = [texts[utterance_id] for utterance_id in ids]
-    found = [count_metric(metric, references, heard, normaliser, alignment) for metric in metrics]
-    if any(s.keywords is not None for s in spoken):
-        keywords = [s.keywords for s in present] + [None] * len(extra)
-        found += biased_metrics(references, heard, keywords, normaliser, alignment, frozenset())
+    keywords = [s.keywords for s in present] + [None] * len(extra)
+    names = [*metrics, *(m for m in BIASED if m not in metrics and any(s.keywords is not None for s in spoken))]
+    classes = word_lists.load(normaliser)
+    found = count_metrics(
+        names, references, heard, keywords, normaliser=normaliser, alignment=alignment, classes=classes
+    )
     return errors_table(ids, found)
 
 

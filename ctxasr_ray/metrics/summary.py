@@ -22,10 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import text
-from ctxasr_ray.metrics.biased import digest
 from ctxasr_ray.metrics.counts import COUNT_NAMES, MetricCounts, read_errors
 from ctxasr_ray.metrics.coverage import charge_deletions, place, positions
 from ctxasr_ray.metrics.significance import MAX_BLOCKS, Blocks, Comparison, choose_blocks, compare
+from ctxasr_ray.metrics.word_classes import WordLists
 from ctxasr_ray.schema import RESULTS, ContractError, conform
 from ctxasr_ray.stage import Costs, Resources, Stage
 
@@ -60,16 +60,17 @@ class SummaryConfig:
     """Of the bootstrap."""
     condition: Mapping[str, str] = field(default_factory=dict)
     """Stands in every row: list size, SNR, beam, interval..."""
-    common_words: str = ""
-    """The common words of the B-WER counts; read only where a system leaves utterances out."""
+    word_lists: WordLists = field(default_factory=WordLists)
+    """Common and rare words of the counts; read only where a system leaves utterances out."""
     resources: Resources = field(default_factory=Resources)
     """Unused: the driver runs this."""
 
     def fingerprint(self) -> Mapping[str, str]:
-        """The digest of the common words.
+        """The digests of the word lists.
 
         Raises:
-            ValueError: the baseline is no system, a system with transcripts or fits has no errors, or no replicates.
+            ValueError: the baseline is no system, a system with transcripts or fits has no errors, no replicates, or
+                a word list that is not there.
         """
         for name, asked in (
             ("baseline", (self.baseline,)),
@@ -81,7 +82,7 @@ class SummaryConfig:
                 raise ValueError(f"{name}: {unknown} are not among systems {list(self.systems)}; name them there.")
         if self.num_replicates < 1:
             raise ValueError(f"num_replicates is {self.num_replicates}; expected at least 1.")
-        return digest(self.common_words)
+        return self.word_lists.fingerprint()
 
     def build(self) -> Stage:
         """Returns the summing function; there is no model to load."""
@@ -149,7 +150,7 @@ class _Summary:
                 raise ContractError(f"errors of system '{name}': metric '{metric.metric}' stands in two tables.")
             placed = place(metric, at)
             if missing.any():
-                charge_deletions(placed, missing, utterances, self._config.common_words)
+                charge_deletions(placed, missing, utterances, self._config.word_lists)
             system.metrics[metric.metric] = placed
             system.missing[metric.metric] = missing
             system.num_extra[metric.metric] = num_extra
