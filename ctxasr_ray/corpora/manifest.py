@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ from ctxasr_ray.corpora import (
     lhotse,
     librispeech,
     nemo,
+    segmentation,
     stm,
     webdataset,
 )
@@ -92,7 +93,43 @@ def prepare(kind: str, source: str | Path, directory: str | Path, corpus: str | 
     """
     if kind == "hf_dataset":
         return hf_dataset.extract(source, directory, corpus)
-    table = read_corpus(source, corpus, kind)
+    return _write(read_corpus(source, corpus, kind), directory)
+
+
+def prepare_windows(
+    kind: str,
+    source: str | Path,
+    directory: str | Path,
+    corpus: str | None = None,
+    *,
+    method: Literal["vad", "fixed"],
+    windows: segmentation.WindowConfig,
+) -> tuple[Path, segmentation.Segmented]:
+    """As `prepare`, with long recordings in windows.
+
+    Args:
+        kind: One of `KINDS`.
+        source: What the reader of that kind takes.
+        directory: As for `prepare`.
+        corpus: Name of the corpus.
+        method: Of `segmentation.segment`.
+        windows: Their lengths and thresholds.
+
+    Returns:
+        The manifest, and what became of the recordings.
+
+    Raises:
+        ManifestError: as `read_corpus`.
+    """
+    if kind == "hf_dataset":
+        table = read_corpus(hf_dataset.extract(source, directory, corpus), corpus, "nemo")
+    else:
+        table = read_corpus(source, corpus, kind)
+    cut = segmentation.segment(table, method, windows)
+    return _write(cut.utterances, directory), cut
+
+
+def _write(table: pa.Table, directory: str | Path) -> Path:
     target = Path(directory).absolute() / MANIFEST
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{MANIFEST}.{os.getpid()}")
