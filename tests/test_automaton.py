@@ -3,7 +3,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.automaton import START, Automaton, Int32s, WordShape, build, close, spellings, step, word_shape
@@ -65,6 +65,7 @@ def test_a_thousand_random_phrases_match_as_brute_force_says() -> None:
         assert _earned(automaton, _ids(text)) == _brute_force(parts, weights, _words(text), sizes)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text("ab ", min_size=1, max_size=7).filter(str.strip), min_size=1, max_size=8),
     st.text("abc ", max_size=24),
@@ -77,6 +78,7 @@ def test_every_small_list_matches_whole_words_only(phrases: list[str], text: str
     assert _earned(_automaton(distinct, weights), _ids(text)) == expected
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=6, unique_by=tuple),
     st.lists(st.integers(0, 2), max_size=20),
@@ -91,6 +93,7 @@ def test_without_spaces_phrases_match_anywhere(phrases: list[list[int]], text: l
     assert _earned(automaton, np.asarray(text, dtype=np.int32)) == expected
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=6),
     st.lists(st.integers(0, 5), max_size=14),
@@ -123,6 +126,7 @@ def test_alternative_spellings_are_one_phrase() -> None:
     assert _earned(automaton, _ids("ab c a b")) == 2 + 10 + 2
 
 
+@settings(deadline=None)
 @given(st.text("abc ", max_size=30), st.floats(-20, 20, width=32))
 def test_a_failed_partial_match_leaves_exactly_nothing(text: str, weight: float) -> None:
     automaton = _automaton(["abcabcabc", "cab cab cab", "bbb a"], [weight, weight / 3, weight / 7])

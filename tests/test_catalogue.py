@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.catalogue import Catalogue, catalogue, load
@@ -145,6 +145,7 @@ def test_an_empty_list_is_a_catalogue_without_phrases(tmp_path: Path) -> None:
     assert _findings(found)["no_phrases"] == 1
 
 
+@settings(deadline=None)
 @given(PHRASES, st.randoms(use_true_random=False))
 def test_order_depends_on_the_phrases_alone(phrases: list[str], rng: random.Random) -> None:
     found = catalogue(phrases, "basic")
@@ -156,6 +157,7 @@ def test_order_depends_on_the_phrases_alone(phrases: list[str], rng: random.Rand
     assert tuple(phrase for phrase in found.normalised if phrase in chosen) == catalogue(fewer, "basic").normalised
 
 
+@settings(deadline=None)
 @given(PHRASES)
 def test_nothing_is_dropped_without_a_finding(phrases: list[str]) -> None:
     found = catalogue(phrases, "whisper_english")
