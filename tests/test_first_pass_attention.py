@@ -1,5 +1,6 @@
 """The attention first pass and its forced scorer: lists that mean what their columns say, any batch, bad audio."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def run(config: AttentionConfig, table: pa.Table) -> tuple[list[NBest], Costs]:
     return read_nbest(config.build()(table, costs=costs)), costs
 
 
+def words_of_letters(recogniser: Seq2SeqModel, ids: Sequence[int]) -> list[int]:
+    """By hand: every token of the tiny models is one letter or a space."""
+    words, inside = [], False
+    for letter in recogniser.tokens._tokenizer.convert_ids_to_tokens(list(ids)):
+        started = not inside and letter != " "
+        inside = letter != " "
+        words.append((max(words, default=-1) + started) if inside else -1)
+    return words
+
+
 def test_lists_are_distinct_best_first_and_score_as_their_columns_say(model: str, recordings: list[str]) -> None:
     nbests, costs = run(
         AttentionConfig(model=model, beam_size=6, num_hypotheses=4, max_tokens=20), utterances(recordings)
@@ -88,6 +99,7 @@ def test_lists_are_distinct_best_first_and_score_as_their_columns_say(model: str
             assert len(h.token_ids) == len(h.token_log_probs) == len(h.token_entropies or ())
             assert sum(h.token_log_probs) == pytest.approx(h.scores[0].log_prob, abs=1e-3)
             assert h.text == recogniser.tokens.text(h.token_ids)
+            assert h.token_words == words_of_letters(recogniser, h.token_ids)
     assert costs.counters["hypotheses"] == sum(len(n.hypotheses) for n in nbests)
     assert costs.counters["audio_ms"] == round(1000 * sum(LENGTHS_S))
     assert costs.counters["decoder_steps"] > 0

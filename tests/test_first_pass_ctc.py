@@ -224,15 +224,30 @@ def _fast_tokenizer(pieces: list[str], decoder: decoders.Decoder, directory: Pat
 
 
 @pytest.mark.parametrize(
-    ("pieces", "decoder", "ids", "text", "starts"),
+    ("pieces", "decoder", "ids", "text", "words", "starts"),
     [
-        (["<pad>", "<unk>", "▁he", "▁", "llo", "l"], decoders.Metaspace(), [2, 5, 4, 3, 4], "helllo llo", [2, 3]),
-        (["<pad>", "<unk>", " ", "a", "b", "'"], decoders.Fuse(), [2, 3, 3, 2, 2, 4, 5, 2], "aa b'", [2]),
+        (
+            ["<pad>", "<unk>", "▁he", "▁", "llo", "l"],
+            decoders.Metaspace(),
+            [2, 5, 4, 3, 4],
+            "helllo llo",
+            [0, 0, 0, -1, 1],
+            [2, 3],
+        ),
+        (
+            ["<pad>", "<unk>", " ", "a", "b", "'"],
+            decoders.Fuse(),
+            [2, 3, 3, 2, 2, 4, 5, 2],
+            "aa b'",
+            [-1, 0, 0, -1, -1, 1, 1, -1],
+            [2],
+        ),
         (
             ["<pad>", "<unk>", "▁a", "<0xC3>", "<0xA9>", "b"],
             decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]),
             [2, 3, 4, 5],
             "aéb",
+            [0, 0, 0, 0],
             [2],
         ),
     ],
@@ -243,12 +258,14 @@ def test_vocabularies_follow_the_tokenizers_convention_for_words(
     decoder: decoders.Decoder,
     ids: list[int],
     text: str,
+    words: list[int],
     starts: list[int],
     parakeet: Path,
     tmp_path: Path,
 ) -> None:
     read = vocabulary(resolve(str(parakeet)), _fast_tokenizer(pieces, decoder, tmp_path), len(pieces), 0)
     assert read.text(ids) == text
+    assert read.token_words(ids) == words
     assert read.suppressed == (1,)
     assert np.flatnonzero(read.starts_word()).tolist() == starts
 

@@ -30,6 +30,7 @@ from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
 from ctxasr_ray.schema import conform
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.ctc import CtcScorerConfig
 from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
 from ctxasr_ray.stage import Costs, StageConfig
 
@@ -51,6 +52,7 @@ STAGES = {
     ),
     "attention": Case(lambda w: AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2), ("utterances",), 1e-3),
     "attention_scorer": Case(lambda w: AttentionScorerConfig(model=w["seq2seq"]), ("utterances", "hypotheses"), 1e-3),
+    "ctc_scorer": Case(lambda w: CtcScorerConfig(model=w["ctc"], batch_size=2), ("utterances", "hypotheses"), 1e-4),
     "imported": Case(lambda w: ImportedConfig(paths=(w["lists"],), format="kaldi"), ("utterances",)),
     "union": Case(lambda w: UnionConfig(), ("hypotheses", "elsewhere")),
     "causal_lm": Case(lambda w: CausalLmConfig(model=w["lm"]), ("hypotheses",), 1e-4),

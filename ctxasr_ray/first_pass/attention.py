@@ -153,6 +153,7 @@ class AttentionFirstPass:
             token_ids=found.token_ids.tolist(),
             token_log_probs=found.token_log_probs.tolist(),
             token_entropies=found.token_entropies.tolist(),
+            token_words=self._model.tokens.words(found.token_ids),
             scores=(
                 Score(source=source, kind="log_prob", log_prob=float(found.token_log_probs.sum())),
                 Score(source=f"{source}/eos", kind="log_prob", log_prob=found.eos_log_prob),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model, load_tokenizer
+from ctxasr_ray.models.ctc_spelling import Spelling
 from ctxasr_ray.models.ctc_vocabulary import Vocabulary, vocabulary
 from ctxasr_ray.recordings import CUT_OR_RAISE, Limits
 
@@ -30,6 +31,7 @@ class CtcModel:
 
     Attributes:
         vocabulary: Labels as text.
+        spelling: Text as labels.
         sample_rate_hz: What `log_probs` expects.
         frame_duration_s: Seconds from one output frame to the next, derived at load.
         pads_safely: Whether utterances of different lengths share a batch.
@@ -64,9 +66,9 @@ class CtcModel:
                 f"model '{checkpoint.name}': no feature extractor can be read from {path}: {error}"
             ) from error
         config = self._model.config
-        self.vocabulary: Vocabulary = vocabulary(
-            checkpoint, load_tokenizer(checkpoint), int(config.vocab_size), config.pad_token_id
-        )
+        tokenizer = load_tokenizer(checkpoint)
+        self.vocabulary: Vocabulary = vocabulary(checkpoint, tokenizer, int(config.vocab_size), config.pad_token_id)
+        self.spelling = Spelling(tokenizer, self.vocabulary)
         self.sample_rate_hz = int(self._extractor.sampling_rate)
         self.pads_safely, self.frame_duration_s = self._probe()
 

@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.models.checkpoint import Checkpoint, check_vocabulary
+from ctxasr_ray.models.token_words import token_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,8 @@ class Vocabulary:
     """Labels that stand for no text (<s>, </s>, <unk>): a search must not write them."""
     decode: Callable[[list[int]], str] | None = field(default=None, repr=False)
     """The tokenizer's own decoder, where joined pieces differ from it (bytes of a character in several pieces)."""
+    spelled: tuple[str, ...] = ()
+    """Labels as the tokenizer writes them; set with `decode`."""
 
     def text(self, token_ids: Sequence[int] | npt.NDArray[np.int32]) -> str:
         """The text of a label sequence without blanks; runs of spaces become one, none at the ends."""
@@ -31,6 +34,9 @@ class Vocabulary:
 
     def token_words(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> list[int] | None:
         """Index in `text(ids).split()` of each label's word, -1 for a space; None where labels cross words."""
+        if self.decode is not None:
+            labels = [int(token) for token in ids]
+            return token_words(labels, self.decode, [self.spelled[token] for token in labels])
         words: list[int] = []
         word, starts = -1, True
         for token in ids:
@@ -100,4 +106,5 @@ def vocabulary(checkpoint: Checkpoint, tokenizer: Any, num_labels: int, blank_id
     trials = [[rng.choice(written) for _ in range(12)] for _ in range(32)]
     if all(made.text(ids) == " ".join(decode(ids).split()) for ids in trials):
         return made
-    return Vocabulary(pieces=made.pieces, blank_id=blank_id, suppressed=suppressed, decode=decode)
+    spelled = tuple("" if one is None else str(one) for one in tokenizer.convert_ids_to_tokens(list(range(num_labels))))
+    return replace(made, decode=decode, spelled=spelled)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.models.text_tokens import TextTokens
+from ctxasr_ray.models.token_words import token_words
 from ctxasr_ray.token_tree import Int32
 
 
@@ -116,6 +117,11 @@ class Seq2SeqTokens:
         """Text of tokens, without special tokens and outer spaces."""
         decoded = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(decoded).strip()
+
+    def words(self, ids: Sequence[int] | Int32) -> list[int] | None:
+        """Index in `text(ids).split()` of each token's word, -1 for a space; None where tokens cross words."""
+        tokens = [int(token) for token in ids]
+        return token_words(tokens, self.text, self._tokenizer.convert_ids_to_tokens(tokens))
 
     def _language(self, language: str | None) -> list[int]:
         if not self._languages:
