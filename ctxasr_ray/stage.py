@@ -7,7 +7,7 @@ travels, the model is born on the worker. Nothing here knows Ray, torch or speec
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
@@ -185,11 +185,76 @@ class TreeScorer(Protocol):
         """Scores new nodes of many sessions in as few forward passes as fit.
 
         Returns:
-            Per session two (n,) float64 arrays in nats: log P(token | path above it), and
-            log P(end of sequence | path down to the token).
+            Per session two (n,) float64 arrays in nats: log P(token | path above it), nan where nothing stands above
+            it, and log P(end of sequence | path down to the token), nan if the model has no such token.
         """
+        ...
+
+    def retain(self, sessions: Sequence[int], nodes: Sequence[npt.NDArray[np.int32]]) -> None:
+        """Says, per session, below which nodes children may still come; all others but their ancestors are dead."""
         ...
 
     def close(self, sessions: Sequence[int]) -> None:
         """Forgets sessions and their caches."""
         ...
+
+
+class TreeScorerHost(Protocol):
+    """A loaded causal LM that several searches may ask, each through a `TreeScorer` of its own."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """End of sequence, None if the model has none."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the model takes, prefix included; None is no limit."""
+        ...
+
+    def sessions(self, costs: Costs) -> TreeScorer:
+        """A scorer whose work is counted in `costs`; not for several threads."""
+        ...
+
+
+@runtime_checkable
+class HostConfig(Protocol):
+    """The config of an LM inside a stage's config: a field of it, at any depth, also in tuples.
+
+    `build()` loads the model where the stage is, unless an executor has set `connect`: executors that have pools load a
+    model with a `pool` there, and set `connect` to what gives the stage a proxy. Both fields are runtime fields.
+    """
+
+    @property
+    def pool(self) -> Resources | None:
+        """Actors of the model's own; None is beside the stage."""
+        ...
+
+    @property
+    def connect(self) -> Callable[[], TreeScorerHost] | None:
+        """Set by the executor."""
+        ...
+
+    def build(self) -> TreeScorerHost:
+        """Loads the model, or connects to its pool."""
+        ...
+
+
+def with_hosts(config: Any, change: Callable[[HostConfig], HostConfig]) -> Any:
+    """The same config with every LM inside it that has a pool of its own changed; itself where there is none.
+
+    Args:
+        config: Of a stage.
+        change: Gives the new part for an old one, or the old one.
+    """
+    if isinstance(config, HostConfig):
+        return config if config.pool is None else change(config)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        old = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+        new = {name: with_hosts(value, change) for name, value in old.items()}
+        changed = {name: value for name, value in new.items() if value is not old[name]}
+        return dataclasses.replace(config, **changed) if changed else config
+    if isinstance(config, tuple):
+        parts = tuple(with_hosts(part, change) for part in config)
+        return parts if any(a is not b for a, b in zip(parts, config, strict=True)) else config
+    return config

@@ -9,7 +9,7 @@ What a fusion adds to a row must be a function of the row's states alone, and it
 longer holds: `beam.fusion += new - old`. Letters: K beam rows, C candidates.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,11 +26,19 @@ Answer = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """New nodes of one session of a language model, which the driver has scored together with other utterances'."""
+    """New nodes of one session of a language model, which the driver has scored together with other utterances'.
+
+    Args:
+        scorer: The model.
+        session: The session.
+        nodes: What is to be scored.
+        keep: All old nodes below which children will still come; None says nothing of them.
+    """
 
     scorer: TreeScorer
     session: int
     nodes: TreeNodes
+    keep: Int32s | None = None
 
 
 Asking = Generator[Ask, Answer, None] | Iterable[Ask]
@@ -101,7 +109,7 @@ class Fusion(Protocol):
         """
         ...
 
-    def begin(self, num_utterances: int) -> "list[FusedUtterance]":
+    def begin(self, num_utterances: int) -> "Sequence[FusedUtterance]":
         """One state per utterance, for utterances that are searched side by side."""
         ...
 

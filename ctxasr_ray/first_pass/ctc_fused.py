@@ -1,0 +1,253 @@
+"""UTTERANCES -> HYPOTHESES with a CTC model and a language model inside its search, beside it in one actor.
+
+The list is in the order of what the search maximised, exactly: forced CTC score + lm_weight * log P_LM (end of sequence
+included) + length_bonus * words. All parts stand apart in `scores`, so that fusion can weight them anew.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
+from ctxasr_ray.first_pass.lists import failed, not_finite
+from ctxasr_ray.nbest import NBest, hypotheses_table
+from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.stage import Costs, Resources, runtime_field
+
+if TYPE_CHECKING:
+    from ctxasr_ray.models.ctc import CtcModel
+    from ctxasr_ray.scorers.causal_lm import CausalLmScorer
+    from ctxasr_ray.search.ctc_beam import CtcBeamSearch
+    from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CtcFusedConfig:
+    """First pass with a CTC model whose search asks a causal LM, by shallow or by delayed fusion."""
+
+    NAME: ClassVar[str] = "ctc_fused"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": COLUMNS}
+    WRITES: ClassVar[str] = "hypotheses"
+
+    first_pass: CtcConfig
+    """The recogniser and its beam; the same config as a stage of its own is the run without fusion."""
+    lm: CausalLmConfig
+    """The language model, its text form and prompt; the same config as a scorer gives the same scores, which fusion
+    refuses to add twice."""
+    fusion: Literal["delayed", "shallow"] = "delayed"
+    """Delayed: at a trigger, about many words at once. Shallow: whenever a surviving hypothesis has a new word."""
+    trigger: Literal["fixed_interval", "shortest_hypothesis"] = "fixed_interval"
+    """Of delayed fusion: every `interval` frames, or whenever the shortest hypothesis has one more word."""
+    interval: int = 32
+    """Frames of the recogniser between two triggers of kind fixed_interval."""
+    scored: Literal["common_words", "own_last_word"] = "common_words"
+    """What delayed fusion scores at a trigger: all hypotheses to the number of words that they have in common, or each
+    to its own last complete word (then one that has just finished a word pays for it, and its rivals do not)."""
+    lm_weight: float = 0.5
+    """Of the LM's log-prob in the search, end of sequence included (the paper's lambda)."""
+    length_bonus: float = 0.0
+    """Nats per word that the LM has scored (the paper's beta)."""
+    label_prior: str | None = field(default=None, metadata={"identity": False})
+    """A .npy file of one log-prob per label, taken off in step with the LM's score; its digest is in the hash."""
+    prior_weight: float = 0.0
+    """Of the label prior."""
+    segmentation: Literal["spaces", "characters"] = "spaces"
+    """What a word is; characters for Chinese and Japanese, see `models.word_boundaries`."""
+    utterances_in_lockstep: int = runtime_field(16)
+    """Utterances that are searched side by side, so that one call of the LM serves them all."""
+    resources: Resources = field(default_factory=Resources)
+    """Of the actor that holds both models; those of `first_pass` and `lm` are not used."""
+
+    def __post_init__(self) -> None:
+        """Refuses what can be refused without loading a model."""
+        if self.fusion not in ("delayed", "shallow"):
+            raise ValueError(f"fusion is '{self.fusion}'; expected delayed or shallow.")
+        if self.trigger not in ("fixed_interval", "shortest_hypothesis"):
+            raise ValueError(f"trigger is '{self.trigger}'; expected fixed_interval or shortest_hypothesis.")
+        if self.scored not in ("common_words", "own_last_word"):
+            raise ValueError(f"scored is '{self.scored}'; expected common_words or own_last_word.")
+        if self.interval < 1 or self.utterances_in_lockstep < 1:
+            raise ValueError(
+                f"interval is {self.interval}, utterances_in_lockstep {self.utterances_in_lockstep}; expected at "
+                "least 1."
+            )
+        if self.lm.source == self.first_pass.source:
+            raise ValueError(f"lm.source and first_pass.source are both '{self.lm.source}'; give them two names.")
+        if (self.label_prior is None) != (self.prior_weight == 0.0):
+            raise ValueError(f"label_prior is {self.label_prior}, prior_weight {self.prior_weight}; give both or none.")
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of both models and of the label prior."""
+        parts = {"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()}
+        digests = {f"{name}{key}": digest for name, part in parts.items() for key, digest in part.items()}
+        if self.label_prior is not None:
+            digests["label_prior"] = hashlib.sha256(Path(self.label_prior).read_bytes()).hexdigest()
+        return digests
+
+    def build(self) -> "CtcFusedFirstPass":
+        """Loads both models.
+
+        Raises:
+            ValueError: as the two configs, or a label prior that does not fit the labels.
+        """
+        model = self.first_pass.load()
+        lm = replace(self.lm, utterances_per_forward=self.utterances_in_lockstep).build()
+        return CtcFusedFirstPass(self, model, lm)
+
+    def trigger_of_search(self) -> "Trigger":
+        """The trigger that the fields describe."""
+        from ctxasr_ray.search.delayed_fusion import FixedInterval, ShortestHypothesis
+        from ctxasr_ray.search.shallow_fusion import EveryWord
+
+        if self.fusion == "shallow":
+            return EveryWord()
+        if self.trigger == "shortest_hypothesis":
+            return ShortestHypothesis(scope=self.scored)
+        return FixedInterval(frames=self.interval, scope=self.scored)
+
+
+class CtcFusedFirstPass:
+    """Built by `CtcFusedConfig`; one call per shard.
+
+    Args:
+        config: The config.
+        model: The recogniser.
+        lm: The language model, as its scorer.
+    """
+
+    def __init__(self, config: CtcFusedConfig, model: "CtcModel", lm: "CausalLmScorer") -> None:
+        from ctxasr_ray.models.word_boundaries import WordBoundaries
+        from ctxasr_ray.models.word_tokens import WordTokens
+
+        self._config, self._model, self._lm = config, model, lm
+        self._boundaries = WordBoundaries.of_ctc(model.vocabulary, config.segmentation)
+        self._spelling = WordTokens(lm.tokens, segmentation=config.segmentation)
+        self._prior = _label_prior(config.label_prior, len(model.vocabulary.pieces))
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """UTTERANCES in, HYPOTHESES out: same rows, same order, each list best first by what the search maximised.
+
+        An utterance that the LM cannot serve is searched without it: its hypotheses lack the LM's scores, and `error`
+        says why, without an `error_type`.
+
+        Args:
+            tables: UTTERANCES.
+            costs: Counts `audio_ms`, `forwards`, `frames`, `hypotheses`, `utterances_unfused`, and what
+                `search.lm_texts.FusedLm` and `models.tree_sessions.TreeSessions` count; seconds of `decode`, `model`,
+                `search` (with the LM) and `lists`.
+
+        Raises:
+            OSError: a fault of the disk or network while reading audio; faults of the audio itself are rows.
+        """
+        (utterances,) = tables
+        ids = utterances.column("utterance_id").to_pylist()
+        done = [NBest(utterance_id=one) for one in ids]
+        fusion = self._fusion(costs)
+        search = ctc_search(self._config.first_pass, self._model, fusion.kinds)
+        batch: list[Heard] = []
+        size = self._config.utterances_in_lockstep
+        limits = self._model.limits(self._config.first_pass.max_audio_s)
+        for heard in heard_ahead(utterances, limits, 2 * size):
+            costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+            if heard.samples is None:
+                done[heard.row] = failed(ids[heard.row], heard.error)
+                continue
+            costs.count("audio_ms", round(1000 * len(heard.samples) / self._model.sample_rate_hz))
+            batch.append(heard)
+            if len(batch) == size:
+                self._run_batch(batch, ids, done, search, fusion, costs)
+                batch = []
+        if batch:
+            self._run_batch(batch, ids, done, search, fusion, costs)
+        return hypotheses_table(done)
+
+    def _fusion(self, costs: Costs) -> "LmFusion":
+        from ctxasr_ray.models.tree_sessions import TreeSessions
+        from ctxasr_ray.search.lm_fusion import LmFusion
+        from ctxasr_ray.search.lm_texts import FusedLm
+
+        config, tokens = self._config, self._lm.tokens
+        lm = FusedLm(
+            scorer=TreeSessions(self._lm.lm, costs),
+            spelling=self._spelling,
+            prefix=tokens.prefix,
+            eos_token_id=self._lm.lm.eos_token_id,
+            max_positions=self._lm.lm.max_positions,
+            source=config.lm.source,
+            costs=costs,
+        )
+        return LmFusion(
+            lm=lm,
+            words=self._boundaries,
+            trigger=config.trigger_of_search(),
+            lm_weight=config.lm_weight,
+            length_bonus=config.length_bonus,
+            label_prior=self._prior,
+            prior_weight=config.prior_weight,
+        )
+
+    def _run_batch(
+        self,
+        batch: Sequence[Heard],
+        ids: Sequence[str],
+        done: list[NBest],
+        search: "CtcBeamSearch",
+        fusion: "LmFusion",
+        costs: Costs,
+    ) -> None:
+        """Forward passes of the recogniser, then all utterances' searches side by side."""
+        from ctxasr_ray.search.lockstep import search_in_lockstep
+
+        log_probs = self._log_probs(batch, costs)
+        finite = [np.isfinite(one).all() for one in log_probs]
+        for heard, one in zip(batch, finite, strict=True):
+            if not one:
+                done[heard.row] = failed(ids[heard.row], ("model_limit", not_finite(self._config.first_pass.dtype)))
+        kept = [(heard.row, one) for heard, one, good in zip(batch, log_probs, finite, strict=True) if good]
+        with costs.timed("search"):
+            found = search_in_lockstep(search, [search.checked(one) for _, one in kept], [fusion])
+        with costs.timed("lists"):
+            for (row, log_probs_TV), own in zip(kept, found, strict=True):
+                hypotheses = ctc_hypotheses(
+                    self._model,
+                    log_probs_TV,
+                    own.labellings,
+                    source=self._config.first_pass.source,
+                    num_hypotheses=self._config.first_pass.num_hypotheses,
+                    scores=own.scores,
+                )
+                reason = "; ".join(f"searched without {name}: {why}" for name, why in own.left_out.items()) or None
+                costs.count("utterances_unfused", bool(own.left_out))
+                costs.count("hypotheses", len(hypotheses))
+                done[row] = NBest(utterance_id=ids[row], hypotheses=hypotheses, error=reason)
+
+    def _log_probs(self, batch: Sequence[Heard], costs: Costs) -> list[npt.NDArray[np.float32]]:
+        samples = [heard.samples for heard in batch if heard.samples is not None]
+        size, log_probs = self._config.first_pass.batch_size, []
+        for start in range(0, len(samples), size):
+            with costs.timed("model"):
+                log_probs += self._model.log_probs(samples[start : start + size])
+            costs.count("forwards")
+        costs.count("frames", sum(len(one) for one in log_probs))
+        return log_probs
+
+
+def _label_prior(path: str | None, num_labels: int) -> npt.NDArray[np.float64] | None:
+    if path is None:
+        return None
+    prior: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    if prior.shape != (num_labels,) or not np.isfinite(prior).all() or (prior > 0).any():
+        raise ValueError(
+            f"label prior {path}: got shape {prior.shape}, {prior.dtype}; expected ({num_labels},) finite natural "
+            "logarithms of probabilities, one per label of the recogniser."
+        )
+    return prior.astype(np.float64)
