@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
-from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Experiment
 from ctxasr_ray.file_commands import compare, prepare, score
+from ctxasr_ray.opening import open_run
 from ctxasr_ray.recipes.evaluation import RECIPES, find
 from ctxasr_ray.schema import ContractError
+from ctxasr_ray.sweep_command import sweep_recipe
 
 if TYPE_CHECKING:
     from ctxasr_ray.storage.store import Shard, Store
@@ -142,7 +143,7 @@ def evaluate(options: Evaluate) -> int:
     from ctxasr_ray.report.tables import results_records, terminal_table
 
     errors = Console(stderr=True)
-    store, shards = _open(options)
+    store, shards = open_run(options.experiment, options.root, options.manifest)
     with shown(errors) as on_progress:
         summary = pipeline.run(
             options.experiment,
@@ -167,45 +168,13 @@ def evaluate(options: Evaluate) -> int:
     return 0
 
 
-def _open(options: Evaluate | Export) -> "tuple[Store, list[Shard]]":
-    """The run folder and the shards of the manifest, or of the recipe's own corpus."""
-    import pyarrow as pa
-
-    from ctxasr_ray import pipeline
-    from ctxasr_ray.corpora.manifest import read_corpus
-    from ctxasr_ray.storage.store import Store
-
-    experiment = options.experiment
-    tables = [] if options.manifest is None else [read_corpus(options.manifest)]
-    spoken = experiment.synthetic
-    if spoken is not None and not tables:
-        tables = [read_corpus(_spoken(spoken))]
-    elif spoken is not None and pipeline.needs_dev(experiment, tables[0]):
-        tables.append(read_corpus(_spoken(replace(spoken, num_train=0, num_test=0))))
-    if not tables:
-        raise ValueError(
-            "this recipe has no corpus of its own; name one: --manifest FILE (NeMo JSON lines or a folder)."
-        )
-    store = Store(options.root)
-    return store, pipeline.add_corpus(experiment, store, pa.concat_tables(tables))
-
-
-def _spoken(config: SyntheticConfig) -> Path:
-    """The manifest of a synthetic corpus, made once per config under runs/corpora."""
-    from ctxasr_ray.corpora import synthetic
-    from ctxasr_ray.stage import identity
-    from ctxasr_ray.storage.identity import digest
-
-    return synthetic.prepare(config, Path("runs/corpora") / f"synthetic-{digest(identity(config))[:16]}")
-
-
 def _plan(words: list[str]) -> int:
     """Say what a recipe would run, what is committed already, and what it asks of the cluster."""
     from ctxasr_ray import pipeline
     from ctxasr_ray.execution import planning
 
     options = parse_evaluate("plan", words)
-    store, shards = _open(options)
+    store, shards = open_run(options.experiment, options.root, options.manifest)
     _show(planning.plan(store, pipeline.line(options.experiment).steps, shards), options.json)
     return 0
 
@@ -216,7 +185,7 @@ def _status(words: list[str]) -> int:
     from ctxasr_ray.execution import planning
 
     options = parse_evaluate("status", words)
-    store, shards = _open(options)
+    store, shards = open_run(options.experiment, options.root, options.manifest)
     _show(planning.status(store, pipeline.line(options.experiment).steps, shards), options.json)
     return 0
 
@@ -224,7 +193,7 @@ def _status(words: list[str]) -> int:
 def _report(words: list[str]) -> int:
     """Write the report of a finished run again."""
     options = parse_evaluate("report", words)
-    store, shards = _open(options)
+    store, shards = open_run(options.experiment, options.root, options.manifest)
     print(_write_report(options, store, shards))
     return 0
 
@@ -252,7 +221,7 @@ def _export(words: list[str]) -> int:
         experiment=find(name)(),
     )
     options = tyro.cli(Export, default=default, args=rest, prog=f"ctxasr export {name}", config=_ONE_RECIPE)
-    store, shards = _open(options)
+    store, shards = open_run(options.experiment, options.root, options.manifest)
     line = pipeline.line(options.experiment)
     if options.system not in line.transcripts:
         raise ValueError(f"system '{options.system}' has no transcripts; choose one of {', '.join(line.transcripts)}.")
@@ -292,6 +261,7 @@ def _train(words: list[str]) -> int:
 COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "quickstart": _quickstart,
     "evaluate": _evaluate,
+    "sweep": sweep_recipe,
     "plan": _plan,
     "status": _status,
     "report": _report,

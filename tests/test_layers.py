@@ -28,9 +28,9 @@ LEVELS = [
     {"search"},
     {"first_pass", "candidates", "scorers", "training"},
     {"distributed", "experiment"},
-    {"pipeline", "progress", "sweep"},
+    {"pipeline", "progress", "sweep", "opening"},
     {"recipes"},
-    {"file_commands"},
+    {"file_commands", "sweep_command"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

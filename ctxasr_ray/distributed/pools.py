@@ -7,14 +7,25 @@ commits its own, so that whatever dies is simply done again, unless it was commi
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
 
-from ctxasr_ray.distributed.cluster import JOIN_S, Pool, alive_nodes, connected, ray, refuse_unfit, refuse_unshared
+from ctxasr_ray.distributed.cluster import (
+    JOIN_S,
+    Pool,
+    alive_nodes,
+    connected,
+    options,
+    ray,
+    refuse_unfit,
+    refuse_unshared,
+)
+from ctxasr_ray.distributed.tree_scorers import host_pools, hosted
 from ctxasr_ray.execution.inline import OnProgress, Run, RunSummary, Segment
+from ctxasr_ray.execution.planning import segments
 from ctxasr_ray.execution.stage_calls import RunError
 from ctxasr_ray.execution.worker import Report, Worker, gather_step
 from ctxasr_ray.schema import ContractError
@@ -101,13 +112,12 @@ def run_ray(
         ValueError: also pools that the cluster cannot hold, and a local folder that some node does not see.
     """
     run = Run(store, steps, shards, on_progress=on_progress, retry_errors=retry_errors)
-    pools = [_pools(segment.per_shard) for segment in run.segments]
-    needed = max((_cpus(each) for each in pools), default=1.0)
-    with connected(address, needed):
+    pools = [_all_pools(segment.per_shard) for segment in run.segments]
+    with connected(address, needed_cpus(steps)):
         refuse_unshared(store.folder)
         wait_s = JOIN_S if address is not None or "RAY_ADDRESS" in os.environ else 0.0
         for each in pools:
-            refuse_unfit([pool for pool, _ in each], wait_s=wait_s)
+            refuse_unfit(each, wait_s=wait_s)
         for segment in run.segments:
             with run.leases(segment):
                 _run_segment(run, segment)
@@ -116,8 +126,16 @@ def run_ray(
         return run.finish()
 
 
-def _cpus(pools: Sequence[tuple[Pool, tuple[Step, ...]]]) -> float:
-    return sum(pool.resources.num_cpus * pool.resources.num_actors for pool, _ in pools)
+def needed_cpus(steps: Sequence[Step]) -> float:
+    """Logical CPUs that all pools of the largest dataset of a run ask for together."""
+    found = [_all_pools(segment.per_shard) for segment in segments(steps)]
+    asked = (sum(p.resources.num_cpus * p.resources.num_actors for p in pools) for pools in found)
+    return max(asked, default=1.0)
+
+
+def _all_pools(steps: Sequence[Step]) -> list[Pool]:
+    """Pools that live at the same time: those of the steps, and those of language models inside them."""
+    return [pool for pool, _ in _pools(steps)] + host_pools(steps)
 
 
 def _pools(steps: Sequence[Step]) -> list[tuple[Pool, tuple[Step, ...]]]:
@@ -174,8 +192,11 @@ def _run_segment(run: Run, segment: Segment) -> None:
             for report in reports:
                 run.record(report)  # type: ignore[arg-type]  # none is None here
     store.forget_listings()
-    for first in range(0, len(pending), WAVE):
-        _run_wave(run, segment, pending[first : first + WAVE])
+    if not pending:
+        return
+    with hosted(segment.per_shard) as connect:
+        for first in range(0, len(pending), WAVE):
+            _run_wave(run, segment, pending[first : first + WAVE], connect)
 
 
 def _committed(run: Run, step: Step, shard: Shard) -> Report | None:
@@ -186,7 +207,7 @@ def _committed(run: Run, step: Step, shard: Shard) -> Report | None:
     return Report(step.name, shard.name, "skipped", shard.num_rows, failures, 0.0, 0.0)
 
 
-def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard]) -> None:
+def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard], connect: Callable[[Step], Step]) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -195,14 +216,15 @@ def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard]) -> None:
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     hashes = {step.name: run.store.stage_hash(step) for step in _with_parents(segment.per_shard)}
     for pool, steps in _pools(segment.per_shard):
-        assignment = Assignment(run.store.root, steps, hashes, run.store.gathered, run.name, run.redo)
+        connected_steps = tuple(connect(step) for step in steps)
+        assignment = Assignment(run.store.root, connected_steps, hashes, run.store.gathered, run.name, run.redo)
         dataset = dataset.map_batches(
             ShardWorker,
             fn_constructor_args=(assignment,),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=pool.resources.num_actors),
-            **_options(pool.resources),
+            **options(pool.resources),
         )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
@@ -216,17 +238,6 @@ def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard]) -> None:
         raise RunError(
             f"Ray stopped the run: {error}\nWhat is committed stays; run the same command again to go on from there."
         ) from error
-
-
-def _options(resources: Resources) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_cpus": resources.num_cpus}
-    if resources.num_gpus:
-        options["num_gpus"] = resources.num_gpus
-    if resources.memory_bytes:
-        options["memory"] = resources.memory_bytes
-    if resources.label_selector:
-        options["label_selector"] = dict(resources.label_selector)
-    return options
 
 
 def _with_parents(steps: Sequence[Step]) -> list[Step]:

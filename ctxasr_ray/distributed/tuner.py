@@ -1,0 +1,147 @@
+"""Ray Tune around any trial: settings in, what each reported out; killed and restored it repeats only what is cheap.
+
+Tune repeats or redraws trials after a kill (notes/probes.md, section 6), so a trial must be idempotent and cached by
+what it is; ours are runs of committed tables. A trial holds no CPU: the actor pools of its datasets do.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from ctxasr_ray.distributed.cluster import connected
+
+SETTINGS: Final = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+"""Read by Tune: no logger of its own per trial, and a snapshot each second."""
+NO_CPU: Final = {"cpu": 0, "memory": 1}
+"""What a trial asks for; Tune refuses to ask for nothing, so it is one byte."""
+RUNG: Final = "training_iteration"
+"""Tune's own count of reports: our rung."""
+
+Trial = Callable[[Mapping[str, Any]], Iterable[Mapping[str, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One trial: its setting, its last report, the number of reports, and why it failed."""
+
+    setting: Mapping[str, Any]
+    figures: Mapping[str, float]
+    num_reports: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A stretch of numbers to draw from, both ends within it."""
+
+    low: float
+    high: float
+    is_integer: bool
+
+
+def tune(
+    trial: Trial,
+    settings: Sequence[Mapping[str, Any]] | Mapping[str, Range | Sequence[Any]],
+    *,
+    search: Literal["grid", "random", "optuna"],
+    num_trials: int,
+    metric: str,
+    num_rungs: int,
+    max_concurrent: int,
+    num_cpus: float,
+    seed: int,
+    directory: Path,
+    name: str,
+    address: str | None,
+) -> list[Tried]:
+    """Runs trials, or restores a killed sweep of the same name, and gives them in the order of their settings.
+
+    Args:
+        trial: Setting -> one report per rung, each with `metric`.
+        settings: A list of settings for a grid, else what each value is drawn from.
+        search: How settings are chosen.
+        num_trials: For random and optuna.
+        metric: Minimised.
+        num_rungs: Reports of a whole trial; above 1 the worse half of the trials stops at each rung (ASHA).
+        max_concurrent: Trials at a time, at least 1.
+        num_cpus: Logical CPUs that a local cluster must have for the pools of one trial.
+        seed: Of the search.
+        directory: Local folder for Tune's own state.
+        name: Of the sweep; the same name goes on where it stopped.
+        address: Of a Ray cluster.
+    """
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    with connected(address, num_cpus * max_concurrent):
+        from ray import tune as ray_tune
+
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+        def trainable(config: dict[str, Any]) -> None:
+            for figures in trial(config.get("setting", config)):
+                ray_tune.report(dict(figures))
+
+        holder = ray_tune.with_resources(trainable, NO_CPU)
+        place = directory.resolve() / name
+        if ray_tune.Tuner.can_restore(str(place)):
+            tuner = ray_tune.Tuner.restore(
+                str(place), trainable=holder, resume_unfinished=True, resume_errored=True, restart_errored=False
+            )
+        else:
+            tuner = ray_tune.Tuner(
+                holder,
+                param_space=_space(ray_tune, settings),
+                tune_config=ray_tune.TuneConfig(
+                    metric=metric,
+                    mode="min",
+                    num_samples=1 if search == "grid" else num_trials,
+                    max_concurrent_trials=max_concurrent,
+                    search_alg=_searcher(search, metric, seed),
+                    scheduler=_scheduler(ray_tune, num_rungs),
+                ),
+                run_config=ray_tune.RunConfig(name=name, storage_path=str(directory.resolve()), verbose=0),
+            )
+        return [_tried(result) for result in tuner.fit()]
+
+
+def _space(ray_tune: Any, settings: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {"setting": ray_tune.grid_search([dict(setting) for setting in settings])}
+    return {name: _domain(ray_tune, values) for name, values in settings.items()}
+
+
+def _domain(ray_tune: Any, values: Range | Sequence[Any]) -> Any:
+    if not isinstance(values, Range):
+        return ray_tune.choice(list(values))
+    if values.is_integer:
+        return ray_tune.randint(int(values.low), int(values.high) + 1)
+    return ray_tune.uniform(values.low, values.high)
+
+
+def _searcher(search: str, metric: str, seed: int) -> Any:
+    if search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(metric=metric, mode="min", seed=seed)
+    from ray.tune.search import BasicVariantGenerator
+
+    return BasicVariantGenerator(random_state=seed, constant_grid_search=True)
+
+
+def _scheduler(ray_tune: Any, num_rungs: int) -> Any:
+    if num_rungs == 1:
+        return None
+    return ray_tune.schedulers.ASHAScheduler(
+        time_attr=RUNG, max_t=num_rungs, grace_period=1, reduction_factor=2, stop_last_trials=False
+    )
+
+
+def _tried(result: Any) -> Tried:
+    config = result.config or {}
+    metrics = result.metrics or {}
+    figures = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    error = None if result.error is None else str(result.error).strip().rpartition("\n")[2]
+    return Tried(config.get("setting", config), figures, int(metrics.get(RUNG, 0)), error)
