@@ -16,6 +16,7 @@ from ctxasr_ray.metrics.counts import (
     errors_table,
     same_rows,
 )
+from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS, join_windows
 from ctxasr_ray.metrics.word_classes import WordClasses, WordLists, class_counts
 from ctxasr_ray.stage import Costs, Resources, Stage, light
 
@@ -106,14 +107,15 @@ class ErrorCountsConfig:
     """Counts errors against the reference; a failed utterance is all deletions, one without reference is left out.
 
     B-WER and U-WER count the utterances whose true phrases are known (UTTERANCES.keywords, never a context list), and
-    stand in the results where a corpus has any.
+    stand in the results where a corpus has any. Windows of a recording with one reference are joined first
+    (`joined_windows`): its errors stand at window 0, and the rows of the other windows are empty.
     """
 
     NAME: ClassVar[str] = "error_rate"
-    STAGE_VERSION: ClassVar[int] = 2
+    STAGE_VERSION: ClassVar[int] = 3
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "utterances": ("reference", "keywords"),
-        "transcripts": ("text", "error_type"),
+        "utterances": (*WINDOW_COLUMNS, "keywords"),
+        "transcripts": WORD_COLUMNS,
     }
     WRITES: ClassVar[str] = "errors"
 
@@ -148,6 +150,7 @@ class ErrorCountsConfig:
         def count(*tables: pa.Table, costs: Costs) -> pa.Table:
             utterances, transcripts = tables
             same_rows("transcripts", transcripts, "utterances", utterances)
+            transcripts = join_windows(utterances, transcripts)
             failed = transcripts.column("error_type").is_valid().to_pylist()
             heard = ["" if bad else t for t, bad in zip(transcripts.column("text").to_pylist(), failed, strict=True)]
             with costs.timed("align"):

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ctxasr_ray import align, text
 from ctxasr_ray.metrics.counts import METRIC_NAMES, same_rows
+from ctxasr_ray.metrics.joined_windows import references_of_whole_rows
 from ctxasr_ray.metrics.word_classes import WordClasses, WordLists, class_counts
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import HYPOTHESIS_ERRORS, conform
@@ -26,15 +27,16 @@ _NOT_COUNTED: Final = -1
 class NbestErrorsConfig:
     """Counts the errors of every hypothesis, per unit and word class.
 
-    A row without reference has null errors and reference_length, and still the number of units of each hypothesis,
-    which the length bonus needs.
+    A row without reference, or with that of a recording in several windows, to which no one list can be held (counted
+    as `recordings_in_windows_left_out`), has null errors and reference_length, and still the number of units of each
+    hypothesis, which the length bonus needs.
     """
 
     NAME: ClassVar[str] = "nbest_errors"
-    STAGE_VERSION: ClassVar[int] = 2
+    STAGE_VERSION: ClassVar[int] = 3
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "hypotheses": ("hypotheses",),
-        "utterances": ("reference", "keywords"),
+        "utterances": ("reference", "keywords", "recording_id", "window_index", "channel"),
     }
     WRITES: ClassVar[str] = "nbest_errors"
 
@@ -76,7 +78,9 @@ class _NbestErrors:
         hypotheses, utterances = tables
         same_rows("hypotheses", hypotheses, "utterances", utterances)
         flat = flatten(hypotheses)
-        references = utterances.column("reference").to_pylist()
+        references = references_of_whole_rows(utterances)
+        left_out = sum(r is None for r in references) - utterances.column("reference").null_count
+        costs.count("recordings_in_windows_left_out", left_out)
         keywords = utterances.column("keywords").to_pylist()
         with costs.timed("align"):
             entries = []
