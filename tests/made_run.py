@@ -90,7 +90,7 @@ def made_utterances(num: int, *, audio: Path | None = None, seed: int = 7) -> pa
                 "duration_s": 4.0,
                 "reference": " ".join(words),
                 "language": "en",
-                "keywords": [],
+                "keywords": [word for word in words if word in NAMES],
                 "attributes": [("snr_db", str(rng.choice([20, 10, 5, 0])))],
             }
         )
@@ -263,6 +263,76 @@ def made_run(num: int = 300, *, audio: Path | None = None, seed: int = 7) -> Mad
             "normaliser": "whisper_english",
         },
     )
+
+
+# -- a showcase: many systems, many metrics, conditions
+
+
+def many_systems(num: int) -> list[str]:
+    """Names as a showcase has them; the oracle is no system of transcripts."""
+    named = ["first_pass", "first_pass/attention", "lm_rescoring", "lm_rescoring/large", "union", "phrase_copy"]
+    named += [f"lm_rescoring/n{n}" for n in (4, 16, 64)]
+    named += ["shallow_fusion", *(f"delayed_fusion/interval_{i}" for i in (8, 32, 128))]
+    named += [f"keyword_boost/list_{size}" for size in (10, 100, 1000, 10_000)]
+    return [*named, *(f"gated_fusion/v{index}" for index in range(100))][:num]
+
+
+def made_showcase(num_systems: int = 40, num: int = 300, *, audio: Path | None = None) -> MadeRun:
+    """A made run with many systems, all metrics, list sizes and reliability bins."""
+    run = made_run(num, audio=audio)
+    rng = random.Random(3)
+    ids = run.utterances["utterance_id"].to_pylist()
+    references = [reference.split() for reference in run.utterances["reference"].to_pylist()]
+    names = many_systems(num_systems)
+    first = run.transcripts["first_pass"]["text"].to_pylist()
+    transcripts = {"first_pass": run.transcripts["first_pass"]}
+    for name in names[1:]:
+        keep, rate = rng.uniform(0.3, 0.9), rng.uniform(0.1, 0.3)
+        texts = [
+            text if rng.random() < keep else _corrupt(rng, words, rate)
+            for text, words in zip(first, references, strict=True)
+        ]
+        transcripts[name] = made_transcripts(ids, texts)
+    rows: list[dict[str, Any]] = []
+    for split, n in (("dev", num // 3), ("test", num - num // 3)):
+        for place, name in enumerate([*names, "oracle", "oracle/union"]):
+            rows += _showcase_rows(rng, split, name, n, place)
+    return MadeRun(
+        results=results_table(rows),
+        utterances=run.utterances,
+        transcripts=transcripts,
+        hypotheses=run.hypotheses,
+        costs=[{**cost, "step": f"{cost['step']}_{i}"} for i in range(8) for cost in run.costs],
+        fits=run.fits,
+        provenance=run.provenance,
+    )
+
+
+def _showcase_rows(rng: random.Random, split: str, name: str, n: int, place: int) -> list[dict[str, Any]]:
+    wer = 0.213 if place == 0 else rng.uniform(0.12, 0.23)
+    rates = {"wer": wer, "cer": wer / 2.6, "biased_wer": 1.8 * wer, "unbiased_wer": 0.8 * wer, "rare_wer": 1.5 * wer}
+    rates |= {"keyword_f1": 1 - 2 * wer, "keyword_recall": 1 - 2.2 * wer, "keyword_precision": 1 - wer}
+    rows = []
+    for metric, value in rates.items():
+        start = 1 - (1 - value) * 0.213 / wer if metric.startswith("keyword") else value * 0.213 / wer
+        delta = value - start
+        compared = {"baseline": "first_pass", "delta": delta, "p_value": 0.01}
+        compared |= {"delta_ci_low": delta - 0.012, "delta_ci_high": delta + 0.012}
+        counts = {"counts": _counts(value, 8 * n)} if metric.endswith("wer") else {}
+        more = {} if place == 0 else compared
+        rows.append(
+            result(split, name, metric, value, num_utterances=n, num_configurations=place + 1, **counts, **more)
+        )
+    plain = {"ci_low": None, "ci_high": None, "num_utterances": n}
+    rows.append(result(split, name, "distractor_false_alarms", rng.uniform(0, 0.2), **plain))
+    if not name.startswith("oracle"):
+        rows.append(result(split, name, "real_time_factor", 0.03 * 1.12**place, unit="s/s", **plain))
+    if place < 3:
+        for number in range(10):
+            confidence = 0.5 + number / 20
+            where = [("bin", f"{number:02d}"), ("mean_confidence", f"{confidence:.3f}")]
+            rows.append(result(split, name, "reliability", confidence - 0.1 + place / 20, condition=where, **plain))
+    return rows
 
 
 # -- a run folder, written by the real store from made stages

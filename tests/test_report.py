@@ -4,7 +4,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from made_run import (
 )
 from rich.console import Console
 
-from ctxasr_ray.report import cells, figures, frames, tables
+from ctxasr_ray.report import cells, curves, figures, frames, pareto, tables
 from ctxasr_ray.report.changes import Changes, audio_source, most_changed
 from ctxasr_ray.report.comparison import compare
 from ctxasr_ray.report.costs import by_step
@@ -99,7 +99,13 @@ def test_the_page_loads_nothing_from_elsewhere(report: Path) -> None:
     elements = Elements(page)
     loads = [a.get(name) for _, a in elements.found for name in ("src", "href", "xlink:href", "srcset", "data")]
     links = [link for link in loads if link and not link.startswith("#")]
-    assert set(links) <= {"data:,", "results.json", "results.md", *(path.name for path in report.glob("*.png"))}
+    assert set(links) <= {
+        "data:,",
+        "results.json",
+        "results.md",
+        "findings.json",
+        *(path.name for path in report.glob("*.png")),
+    }
     assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
     assert "@import" not in page
 
@@ -111,7 +117,7 @@ def test_every_chart_has_title_axes_legend_and_says_how_many_utterances() -> Non
         figures.error_rates(rows),
         figures.error_kinds(rows),
         figures.seconds_by_step(steps),
-        figures.error_against_cost(rows),
+        pareto.against_real_time_factor(rows),
     ]
     for chart in charts:
         assert chart is not None
@@ -147,15 +153,13 @@ def test_numeric_conditions_become_curves() -> None:
         for size in (10, 50, 20)
         for name in ("small", "large")
     ]
-    charts = figures.sweeps(tables.lines(tables.results_records(results_table(rows))))
-    assert [chart.name for chart in charts] == ["sweep_list_size"]
-    axes = charts[0].figure.axes[0]
-    assert [line.get_label() for line in axes.lines] == [
-        "test: lm_rescoring (lm=small)",
-        "test: lm_rescoring (lm=large)",
-    ]
-    assert axes.lines[0].get_xdata() == pytest.approx([10, 20, 50])
-    assert axes.lines[0].get_ydata() == pytest.approx([19.0, 18.0, 15.0])
+    (chart,) = curves.by_setting(tables.lines(tables.results_records(results_table(rows))))
+    assert chart.name == "sweep_list_size"
+    axes = chart.figure.axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["lm_rescoring (lm=small)", "lm_rescoring (lm=large)"]
+    line = axes.containers[0].lines[0]
+    assert line.get_ydata() == pytest.approx([19.0, 18.0, 15.0])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "20", "50"]
 
 
 def test_a_run_without_transcripts_costs_and_fits_still_makes_a_page(tmp_path: Path) -> None:
@@ -414,34 +418,58 @@ def test_sums_count_every_utterance_and_the_largest_change_comes_first() -> None
 
 def test_words_are_compared_after_normalising_and_raw_text_is_kept() -> None:
     found = changes(["Hello, World!"], {"first": ["hello world"]})
-    (heard,) = found.utterances[0]["systems"]
-    assert heard["errors"] == 0
+    assert aligned(found.utterances[0])["errors"] == 0
     assert found.utterances[0]["reference"] == "Hello, World!"
 
 
 def test_deletions_substitutions_and_insertions_stand_where_they_happen() -> None:
     found = changes(["a b c"], {"first": ["a x q c d"]})
-    (heard,) = found.utterances[0]["systems"]
-    assert heard["heard"][0] == "a"
-    assert heard["heard"][2] == "c"
+    heard = aligned(found.utterances[0])
+    assert heard["heard"][0] == 1
+    assert heard["heard"][2] == 1
     assert sorted([heard["heard"][1], heard["inserted"][0][1]]) == ["q", "x"]
     assert heard["inserted"][-1] == (3, "d")
     assert heard["errors"] == 3
 
 
-def spoken(heard: dict[str, Any]) -> list[str]:
+def spoken(utterance: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
+    heard = aligned(utterance)
     for position in range(len(heard["heard"]) + 1):
         words += [word for place, word in heard["inserted"] if place == position]
         if position < len(heard["heard"]) and heard["heard"][position] is not None:
-            words.append(heard["heard"][position])
+            word = heard["heard"][position]
+            words.append(utterance["words"][position] if word == 1 else word)
     return words
+
+
+def aligned(utterance: Mapping[str, Any], system: int = 0) -> dict[str, Any]:
+    """What the page shows of one system."""
+    found: dict[str, Any] = utterance["variants"][utterance["of"][system]]
+    return found
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8), st.lists(st.sampled_from("abcd"), max_size=8))
 def test_the_aligned_words_are_the_hypothesis_in_its_order(reference: list[str], hypothesis: list[str]) -> None:
     found = changes([" ".join(reference)], {"first": [" ".join(hypothesis)]})
-    assert spoken(found.utterances[0]["systems"][0]) == hypothesis
+    assert spoken(found.utterances[0]) == hypothesis
+
+
+def test_systems_that_say_the_same_share_one_alignment() -> None:
+    found = changes(["a b"], {"first": ["a x"], "second": ["A x!"], "third": ["a b"]})
+    (utterance,) = found.utterances
+    assert utterance["of"] == [0, 0, 1]
+    assert [variant["errors"] for variant in utterance["variants"]] == [1, 0]
+    assert found.start == [0, 2]
+
+
+def test_the_words_of_true_keywords_are_marked_wherever_they_stand() -> None:
+    rows = made_utterances(1).to_pylist()
+    rows[0] |= {"reference": "Call Dr Okonkwo, then Okonkwo's dr okonkwo", "keywords": ["dr Okonkwo", "not said"]}
+    utterances = pa.Table.from_pylist(rows, schema=made_utterances(1).schema)
+    said = {"first": made_transcripts(["utt-00000"], ["call"])}
+    (shown,) = most_changed(compare(utterances, said, normaliser="basic"), directory=Path()).utterances
+    assert [shown["words"][index] for index in shown["keywords"]] == ["dr", "okonkwo", "dr", "okonkwo"]
 
 
 def test_a_missing_row_and_a_failed_row_are_named_and_charged() -> None:
@@ -453,9 +481,9 @@ def test_a_missing_row_and_a_failed_row_are_named_and_charged() -> None:
     }
     found = most_changed(compare(utterances, transcripts, normaliser="basic"), directory=Path())
     failed = next(u for u in found.utterances if u["id"] == ids[0])
-    assert failed["systems"][0]["error"].endswith("zero-length file")
-    assert failed["systems"][1]["error"] == "this system has no row for the utterance"
-    assert failed["systems"][0]["errors"] == len(failed["words"])
+    assert failed["failures"]["0"].endswith("zero-length file")
+    assert failed["failures"]["1"] == "this system has no row for the utterance"
+    assert aligned(failed)["errors"] == len(failed["words"])
     assert any("1 transcripts are missing" in note for note in found.notes)
 
 
@@ -502,17 +530,19 @@ def test_slices_add_up_errors_and_words_and_leave_out_names() -> None:
     utterances = pa.Table.from_pylist(rows, schema=made_utterances(1).schema)
     said = ["" if index % 3 == 1 else row["reference"] for index, row in enumerate(rows)]
     ids = [row["utterance_id"] for row in rows]
-    (chart,) = slices(compare(utterances, {"first": made_transcripts(ids, said)}, normaliser="basic"))
-    assert chart.name == "slice_snr_db"
+    found = slices(compare(utterances, {"first": made_transcripts(ids, said)}, normaliser="basic"))
+    assert [row.condition for row in found] == [{"snr_db": "5"}, {"snr_db": "10"}, {"snr_db": "clean"}]
+    assert [row.value("wer") for row in found] == [1.0, 0.0, 0.0]
+    assert {row.metrics["wer"]["num_utterances"] for row in found} == {10}
+    (chart,) = curves.by_setting(found)
     axes = chart.figure.axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["5\nN = 10", "10\nN = 10", "clean\nN = 10"]
-    assert axes.lines[0].get_ydata() == pytest.approx([100.0, 0.0, 0.0])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "10", "clean"]
     assert axes.get_xlabel() == "SNR (dB)"
 
 
 def test_right_to_left_and_combining_scripts_stay_whole() -> None:
     found = changes(["\u0634\u0643\u0631\u0627 \u0644\u0643"], {"first": ["\u0634\u0643\u0631\u0627"]})
-    assert found.utterances[0]["systems"][0]["heard"] == ["\u0634\u0643\u0631\u0627", None]
+    assert aligned(found.utterances[0])["heard"] == [1, None]
 
 
 def test_audio_is_linked_relative_to_the_page_or_says_why_not(tmp_path: Path) -> None:

@@ -5,88 +5,98 @@ from typing import Any, Final
 
 from ctxasr_ray.report.costs import StepCost
 from ctxasr_ray.report.fits import FittedValue
-from ctxasr_ray.report.tables import (
-    Line,
-    Record,
-    columns,
-    edits,
-    interval,
-    is_percent,
-    label,
-    number,
-    p_value,
-    troubles,
-)
+from ctxasr_ray.report.systems import higher_is_better, is_bound, is_percent, label
+from ctxasr_ray.report.tables import Line, Record, edits, interval, number, p_value, primary_metric, troubles
 from ctxasr_ray.stage import GATHERED
 
 MAX_ROWS: Final = 500
-"""Rows of one table on the page; results.json holds all."""
+"""Lines of one table on the page; results.json holds all."""
+MAX_RECORDS: Final = 1500
+"""Rows of RESULTS on the page."""
 
 Cell = Mapping[str, Any]
-"""`text`, `sort` (what the column is sorted by), and where they apply `number`, `small`, `mark`, `pairs`, `key`."""
+"""`text`, `sort` (what the column is sorted by), and where they apply `number`, `small`, `mark`, `pairs`, `key`,
+`help` (shown on hovering) and `tone` (good, bad)."""
 
 
 def results(rows: Sequence[Line], records: Sequence[Record]) -> dict[str, Any]:
-    """The template's variables for both results tables: heads, rows, scale of the marks, every figure."""
-    metric, *others = columns(rows)
-    high = max((row.value(metric, "ci_high") or row.value(metric) or 0.0 for row in rows), default=0.0) or 1.0
-    lowest = _lowest(rows, metric)
+    """The template's variables for the leading metric in detail and for the table of every figure."""
+    metric = primary_metric(rows)
+    high = top(rows, metric)
+    lowest = best_lines(rows, metric)
     several = len({row.corpus for row in rows}) > 1
-    heads = [*([_head("corpus")] if several else []), _head("split"), _head("system") | {"key": True}]
+    heads = [*([head("corpus")] if several else []), head("split"), head("system") | {"key": True}]
     heads += [
-        _head(f"{label(metric)} %", "error rate, lower is better", number=True),
-        _head("95 % interval", "sorted by its lower end"),
-        _head("change", "points against the baseline, minus is better", number=True),
-        _head("its 95 % interval", "paired over the same utterances"),
-        _head("p", "probability of such a change if there were none", number=True),
-        _head("S/D/I", "substitutions/deletions/insertions, sorted by their sum", number=True),
-        _head("N", "utterances", number=True),
-        *(_head(f"{label(m)} %" if is_percent(m) else label(m), m, number=True) for m in others),
+        head(f"{label(metric)} %", "error rate, lower is better", number=True),
+        head("95 % interval", "sorted by its lower end"),
+        head("change", "points against the baseline, minus is better", number=True),
+        head("its 95 % interval", "paired over the same utterances"),
+        head("p", "probability of such a change if there were none", number=True),
+        head("S/D/I", "substitutions/deletions/insertions, sorted by their sum", number=True),
+        head("N", "utterances", number=True),
+        head("tried", "configurations that were compared before this one was chosen", number=True),
     ]
     body = []
     for row in rows[:MAX_ROWS]:
-        start = ([_text(row.corpus)] if several else []) + [_text(row.split), _text(row.label) | {"key": True}]
-        rest = [_number(number(m, row.value(m)), row.value(m)) for m in others]
+        start = ([text_cell(row.corpus)] if several else []) + [text_cell(row.split), system_cell(row)]
         rate = _rate_cells(row, metric, rows, high)
-        body.append({"cells": [*start, *rate, *rest], "best": lowest.get((row.corpus, row.split)) is row})
+        best = lowest.get((row.corpus, row.split)) is row
+        body.append({"cells": [*start, *rate], "best": best, "split": row.split})
     return {
+        "metric": label(metric),
         "heads": heads,
         "rows": body,
         "hidden_rows": max(0, len(rows) - MAX_ROWS),
         "scale": f"{number(metric, high)} %" if is_percent(metric) else number(metric, high),
         "num_records": f"{len(records):,}",
+        "hidden_records": f"{max(0, len(records) - MAX_RECORDS):,}" if len(records) > MAX_RECORDS else "",
         "all_heads": _ALL_HEADS,
-        "all_rows": [_all_row(record) for record in records[:MAX_ROWS]],
+        "all_rows": [_all_row(record) for record in records[:MAX_RECORDS]],
     }
 
 
-def _lowest(rows: Sequence[Line], metric: str) -> dict[tuple[str, str], Line]:
+def top(rows: Sequence[Line], metric: str) -> float:
+    """The end of the scale on which all lines of a metric are drawn."""
+    return max((row.value(metric, "ci_high") or row.value(metric) or 0.0 for row in rows), default=0.0) or 1.0
+
+
+def best_lines(rows: Sequence[Line], metric: str) -> dict[tuple[str, str], Line]:
+    """The best line of each corpus and split, bounds apart."""
     best: dict[tuple[str, str], Line] = {}
+    sign = -1 if higher_is_better(metric) else 1
     for row in rows:
         value, group = row.value(metric), (row.corpus, row.split)
-        if value is not None and row.system != "oracle":
+        if value is not None and not is_bound(row.system):
             found = best.get(group)
-            if found is None or value < (found.value(metric) or 0.0):
+            if found is None or sign * value < sign * (found.value(metric) or 0.0):
                 best[group] = row
     return best
 
 
-def _head(text: str, help_: str = "", *, number: bool = False) -> dict[str, Any]:
+def head(text: str, help_: str = "", *, number: bool = False) -> dict[str, Any]:
+    """A column's head with what it means."""
     return {"text": text, "help": help_, "number": number, "key": False}
 
 
-def _text(value: str) -> dict[str, Any]:
+def text_cell(value: str) -> dict[str, Any]:
+    """A cell of words."""
     return {"text": value, "sort": value}
 
 
-def _number(shown: str, value: float | None, small: str = "") -> dict[str, Any]:
+def system_cell(row: Line) -> dict[str, Any]:
+    """The cell that stays in view on a narrow screen; a bound says so."""
+    return {"text": row.label, "sort": row.label, "key": True, "small": "bound" if is_bound(row.system) else ""}
+
+
+def number_cell(shown: str, value: float | None, small: str = "") -> dict[str, Any]:
+    """A cell that is sorted by its number; missing ones stay last."""
     return {"text": shown, "sort": "" if value is None else repr(value), "number": True, "small": small}
 
 
 def _rate_cells(row: Line, metric: str, rows: Sequence[Line], high: float) -> list[Cell]:
     record = row.metrics.get(metric)
     if record is None:
-        return [_number("-", None)] * 7
+        return [number_cell("-", None)] * 8
     value, low, top = record["value"], record["ci_low"], record["ci_high"]
     compared = record["delta"] is not None and record["baseline"] != row.system
     baseline = value - record["delta"] if compared and value is not None else None
@@ -97,30 +107,34 @@ def _rate_cells(row: Line, metric: str, rows: Sequence[Line], high: float) -> li
     counts = record["counts"]
     wrong = sum(counts.get(name, 0) for name in ("substitutions", "deletions", "insertions"))
     return [
-        _number(number(metric, value), value),
+        number_cell(number(metric, value), value),
         bounds,
-        _number(number(metric, delta, signed=True) if compared else "", delta),
+        number_cell(number(metric, delta, signed=True) if compared else "", delta),
         {"text": paired, "sort": "" if not paired else repr(record["delta_ci_low"])},
-        _number(p_value(record["p_value"]) if compared else "", record["p_value"] if compared else None),
-        _number(edits(record), wrong if counts else None),
-        _number(f"{record['num_utterances']:,}", record["num_utterances"], troubles(record)),
+        number_cell(p_value(record["p_value"]) if compared else "", record["p_value"] if compared else None),
+        number_cell(edits(record), wrong if counts else None),
+        number_cell(f"{record['num_utterances']:,}", record["num_utterances"], troubles(record)),
+        number_cell(f"{record['num_configurations']:,}", record["num_configurations"]),
     ]
 
 
-def mark(value: float, low: float | None, high: float | None, start: float, end: float, base: float | None) -> Any:
-    """A strip of 120 x 16 pixels: the interval as a line, the value as a dot, the baseline as a thin upright line."""
+def mark(
+    value: float, low: float | None, high: float | None, start: float, end: float, base: float | None, width: int = 120
+) -> Any:
+    """A strip 16 pixels high: the interval as a line, the value as a dot, the baseline as a thin upright line."""
     from markupsafe import Markup
 
     def x(number: float) -> str:
-        return f"{4 + 112 * (number - start) / ((end - start) or 1.0):.1f}"
+        share = (number - start) / ((end - start) or 1.0)
+        return f"{4 + (width - 8) * min(1.0, max(0.0, share)):.1f}"
 
     parts = [f'<line class="axis" x1="4" y1="8" x2="{x(end)}" y2="8"/>']
     if base is not None:
         parts.append(f'<line class="base" x1="{x(base)}" y1="1" x2="{x(base)}" y2="15"/>')
     if low is not None and high is not None:
         parts.append(f'<line class="range" x1="{x(low)}" y1="8" x2="{x(high)}" y2="8"/>')
-    parts.append(f'<circle class="dot" cx="{x(value)}" cy="8" r="3.2"/>')
-    return Markup(f'<svg class="mark" width="120" height="16" aria-hidden="true">{"".join(parts)}</svg>')
+    parts.append(f'<circle class="dot" cx="{x(value)}" cy="8" r="{3.2 if width > 100 else 2.6}"/>')
+    return Markup(f'<svg class="mark" width="{width}" height="16" aria-hidden="true">{"".join(parts)}</svg>')
 
 
 _ALL_HEADS: Final = (
@@ -146,15 +160,15 @@ def _all_row(record: Record) -> list[tuple[str, str]]:
 
 
 COST_HEADS: Final = (
-    _head("step"),
-    _head("device"),
-    _head("shards", number=True),
-    _head("rows", "rows written: utterances, or lines of a gathered table", number=True),
-    _head("work (s)", "busy wall seconds, summed over shards", number=True),
-    _head("ms / utterance", "work without model loading", number=True),
-    _head("s / audio s", "work without model loading", number=True),
-    _head("seconds in"),
-    _head("counters"),
+    head("step"),
+    head("device"),
+    head("shards", number=True),
+    head("rows", "rows written: utterances, or lines of a gathered table", number=True),
+    head("work (s)", "busy wall seconds, summed over shards", number=True),
+    head("ms / utterance", "work without model loading", number=True),
+    head("s / audio s", "work without model loading", number=True),
+    head("seconds in"),
+    head("counters"),
 )
 
 
@@ -174,13 +188,13 @@ def _cost_row(step: StepCost, audio_s: float | None) -> list[Cell]:
     rate = step.warm_s / audio_s if audio_s else None
     kinds = {**step.seconds, "other": step.other_s}
     return [
-        _text(step.step),
-        _text(step.device),
-        _number(f"{step.num_shards:,}", step.num_shards),
-        _number(f"{step.rows:,}", step.rows),
-        _number(f"{step.wall_s:,.2f}", step.wall_s),
-        _number("-" if each is None else f"{each:,.2f}", each),
-        _number("-" if rate is None else f"{rate:.4f}", rate),
+        text_cell(step.step),
+        text_cell(step.device),
+        number_cell(f"{step.num_shards:,}", step.num_shards),
+        number_cell(f"{step.rows:,}", step.rows),
+        number_cell(f"{step.wall_s:,.2f}", step.wall_s),
+        number_cell("-" if each is None else f"{each:,.2f}", each),
+        number_cell("-" if rate is None else f"{rate:.4f}", rate),
         {"sort": repr(step.wall_s), "pairs": [(k, f"{v:,.2f}") for k, v in kinds.items() if v >= 0.005]},
         {"sort": "", "pairs": [_counter(name, value) for name, value in step.counters.items() if value]},
     ]

@@ -4,6 +4,7 @@ All utterances are counted; only the most changed ones are aligned and kept, so 
 """
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from ctxasr_ray import align, text
 from ctxasr_ray.report.comparison import Comparison, confusions
 
 MAX_UTTERANCES: Final = 200
-"""Utterances that a page embeds; the others are counted in its sums."""
+"""Utterances that a page embeds, twice as many for more than six systems; the others are counted in its sums."""
+MAX_BYTES: Final = 1_500_000
+"""Size of all embedded utterances: forty systems on long recordings reach it before the number above."""
 
 _NBEST_SHOWN: Final = 5
+_NBEST_UTTERANCES: Final = 100
 _FAILED_SHOWN: Final = 20
 
 
@@ -31,19 +35,21 @@ class Changes:
 
     systems: Sequence[str]
     normaliser: str
+    start: Sequence[int]
+    """The two systems that are shown first: the first one, and the other one with the fewest errors."""
     pairs: Sequence[Sequence[int]]
     """Per pair of systems `[a, b, fewer errors in b, more errors in b, as many but other words, equal words]`."""
     confusions: Sequence[Sequence[Any]]
     """See `comparison.confusions`."""
     utterances: Sequence[Mapping[str, Any]]
-    """The most changed first; per system the hypothesis word of each reference word and what was inserted before it."""
+    """The most changed first. `variants`: the distinct transcripts, aligned; `of`: the variant of each system."""
     num_scored: int
     notes: Sequence[str]
     """What is left out, in words."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the page's script."""
-        names = ("systems", "normaliser", "pairs", "confusions", "utterances", "num_scored")
+        names = ("systems", "start", "normaliser", "pairs", "confusions", "utterances", "num_scored")
         return {name: getattr(self, name) for name in names}
 
 
@@ -52,7 +58,7 @@ def most_changed(
     *,
     directory: Path,
     hypotheses: pa.Table | None = None,
-    max_utterances: int = MAX_UTTERANCES,
+    max_utterances: int | None = None,
 ) -> Changes:
     """Keeps the largest changes between any two systems, and counts all of them.
 
@@ -60,34 +66,74 @@ def most_changed(
         comparison: From `comparison.compare`.
         directory: Where the page will lie; paths to audio are written relative to it.
         hypotheses: N-best lists of the first pass, shown beside the transcripts.
-        max_utterances: How many utterances are kept, >= 1, shared evenly by the pairs of systems.
+        max_utterances: How many utterances are kept, >= 1, shared evenly by the pairs of systems; fewer where they
+            take more than `MAX_BYTES`. None: `MAX_UTTERANCES`.
     """
-    pairs, order = _order(comparison)
+    if max_utterances is None:
+        max_utterances = MAX_UTTERANCES * (2 if len(comparison.systems) > 6 else 1)
+    pairs, order = _order(comparison, max_utterances)
     wrong = (i for i in range(len(comparison.utterances)) if any(_error(column[i]) for column in comparison.rows))
     failed = list(itertools.islice(wrong, min(_FAILED_SHOWN, max_utterances)))
     kept = list(dict.fromkeys([*order[: max_utterances - len(failed)], *failed]))
-    nbests = _nbests(comparison, hypotheses, kept)
-    shown = []
+    nbests = _nbests(comparison, hypotheses, kept[:_NBEST_UTTERANCES])
+    shown: list[dict[str, Any]] = []
+    size = 0
     for index in kept:
-        utterance, words = comparison.utterances[index], comparison.references[index].split()
-        heard = []
-        for said, rows in zip(comparison.said, comparison.rows, strict=True):
-            row = rows[index]
-            about = {"text": row["text"] if row else "", "rank": row["hypothesis_index"] if row else None}
-            aligned = _aligned(words, said[index].split(), comparison.alignment)
-            heard.append({**aligned, **about, "error": _error(row)})
-        entry = {**_facts(utterance, directory), "words": words, "systems": heard}
-        nbest = nbests.get(utterance["utterance_id"])
-        shown.append(entry if nbest is None else {**entry, "nbest": nbest})
+        entry = _entry(comparison, index, directory)
+        nbest = nbests.get(entry["id"])
+        entry |= {} if nbest is None else {"nbest": nbest}
+        size += len(json.dumps(entry, ensure_ascii=False))
+        if shown and size > MAX_BYTES:
+            break
+        shown.append(entry)
     return Changes(
         systems=comparison.systems,
+        start=_start(comparison),
         normaliser=text.versioned(comparison.normaliser),
         pairs=pairs,
-        confusions=confusions(comparison),
+        confusions=confusions(comparison, limit=15 if len(comparison.systems) <= 10 else 6),
         utterances=shown,
         num_scored=len(comparison.utterances),
-        notes=_notes(comparison, len(shown)),
+        notes=_notes(comparison, len(shown), hypotheses is not None),
     )
+
+
+def _start(comparison: Comparison) -> list[int]:
+    others = comparison.errors.sum(axis=1)[1:]
+    return [0, 1 + int(np.argmin(others)) if len(others) else 0]
+
+
+def _entry(comparison: Comparison, index: int, directory: Path) -> dict[str, Any]:
+    """One utterance: systems that say the same share one alignment."""
+    utterance, words = comparison.utterances[index], comparison.references[index].split()
+    variants: dict[str, int] = {}
+    of, ranks, failures = [], [], {}
+    for system, (said, rows) in enumerate(zip(comparison.said, comparison.rows, strict=True)):
+        row = rows[index]
+        of.append(variants.setdefault(said[index], len(variants)))
+        ranks.append(row["hypothesis_index"] if row else None)
+        if reason := _error(row):
+            failures[str(system)] = reason
+    return {
+        **_facts(utterance, directory),
+        "words": words,
+        "keywords": _keyword_words(words, utterance["keywords"] or [], comparison.normaliser),
+        "variants": [_aligned(words, said.split(), comparison.alignment) for said in variants],
+        "of": of,
+        "ranks": ranks,
+        "failures": failures,
+    }
+
+
+def _keyword_words(words: Sequence[str], phrases: Sequence[str], normaliser: str) -> list[int]:
+    """Indices of the reference words that belong to a true keyword."""
+    found: set[int] = set()
+    for phrase in phrases:
+        wanted = text.words(phrase, normaliser)
+        for start in range(len(words) - len(wanted) + 1) if wanted else ():
+            if list(words[start : start + len(wanted)]) == list(wanted):
+                found.update(range(start, start + len(wanted)))
+    return sorted(found)
 
 
 def _error(row: Mapping[str, Any] | None) -> str:
@@ -97,27 +143,33 @@ def _error(row: Mapping[str, Any] | None) -> str:
     return "" if row["error_type"] is None else f"{row['error_type']}: {row['error']}"
 
 
-def _order(comparison: Comparison) -> tuple[list[list[int]], list[int]]:
-    """Sums per pair of systems, and all utterances in the order in which a page should take them."""
+def _order(comparison: Comparison, limit: int) -> tuple[list[list[int]], list[int]]:
+    """Sums per pair of systems, and the utterances in the order in which a page should take them."""
     errors = comparison.errors
-    words = np.array(comparison.said, dtype=object)
+    # One number per text, so that forty systems are compared in pairs without comparing strings again and again.
+    numbers: dict[str, int] = {}
+    words = np.array([[numbers.setdefault(said, len(numbers)) for said in column] for column in comparison.said])
     pairs, orders = [], []
     for a, b in itertools.combinations(range(len(errors)), 2):
         gain = errors[a] - errors[b]
         moved = np.asarray(words[a] != words[b], bool)
         sums = (gain > 0, gain < 0, (gain == 0) & moved, ~moved)
         pairs.append([a, b, *(int(np.count_nonzero(s)) for s in sums)])
-        orders.append(np.lexsort((-errors[b], ~moved, -np.abs(gain))))
+        orders.append(np.lexsort((-errors[b], ~moved, -np.abs(gain)))[:limit])
     if len(errors) == 1:
-        orders = [np.argsort(-errors[0], kind="stable")]
+        orders = [np.argsort(-errors[0], kind="stable")[:limit]]
     # Pairs take turns, so that each of them finds its own largest changes on the page.
-    turns = (int(index) for turn in zip(*orders, strict=True) for index in turn)
-    return pairs, list(dict.fromkeys(turns))
+    found: dict[int, None] = {}
+    for turn in zip(*orders, strict=True):
+        found |= dict.fromkeys(int(index) for index in turn)
+        if len(found) >= limit:
+            break
+    return pairs, list(found)
 
 
 def _aligned(reference: Sequence[str], hypothesis: Sequence[str], alignment: str) -> dict[str, Any]:
-    """`heard[i]`: what stands for reference word i, None where deleted; `inserted`: [position, word], ...; `errors`."""
-    heard: list[str | None] = [None] * len(reference)
+    """`heard[i]`: the word for reference word i, 1 for the same, None for none; `inserted`: [position, word], ..."""
+    heard: list[str | int | None] = [None] * len(reference)
     inserted: list[tuple[int, str]] = []
     position = errors = 0
     for op, row, column in align.align(reference, hypothesis, alignment):
@@ -125,7 +177,7 @@ def _aligned(reference: Sequence[str], hypothesis: Sequence[str], alignment: str
         if row is None and column is not None:
             inserted.append((position, hypothesis[column]))
         elif row is not None:
-            heard[row] = None if column is None else hypothesis[column]
+            heard[row] = None if column is None else 1 if op == "hit" else hypothesis[column]
             position = int(row) + 1
     return {"heard": heard, "inserted": inserted, "errors": errors}
 
@@ -189,9 +241,11 @@ def _nbests(comparison: Comparison, hypotheses: pa.Table | None, kept: Sequence[
     return lists
 
 
-def _notes(comparison: Comparison, num_shown: int) -> list[str]:
+def _notes(comparison: Comparison, num_shown: int, has_lists: bool) -> list[str]:
     num_scored = len(comparison.utterances)
     notes = [f"This page holds the {num_shown:,} most changed of {num_scored:,} utterances with a reference."]
+    if has_lists and num_shown > _NBEST_UTTERANCES:
+        notes.append(f"N-best lists stand beside the first {_NBEST_UTTERANCES} of them.")
     if comparison.num_unreferenced:
         notes.append(f"{comparison.num_unreferenced:,} utterances without a reference are left out here.")
     missing = sum(row is None for column in comparison.rows for row in column)

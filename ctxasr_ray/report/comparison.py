@@ -54,7 +54,10 @@ def compare(
     scored = [row for row in utterances.to_pylist() if row["reference"] is not None]
     rows = [_by_id(table, scored) for table in transcripts.values()]
     references = text.units([row["reference"] for row in scored], normaliser, "word")
-    said = [text.units([_heard(row) for row in column], normaliser, "word") for column in rows]
+    # In one call: systems that rescore the same lists say the same words nearly everywhere.
+    heard = text.units([_heard(row) for column in rows for row in column], normaliser, "word")
+    said = [heard[start : start + len(scored)] for start in range(0, len(heard), len(scored))] if scored else []
+    said = said or [[] for _ in rows]
     encoded = align.encode("word", references, *said)
     counted = [align.count(encoded[0], side, alignment).errors for side in encoded[1:]]
     return Comparison(

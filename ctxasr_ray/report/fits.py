@@ -1,7 +1,7 @@
 """FITS -> fitted values with the intervals that say how firmly they stand, as cells and as a figure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -34,12 +34,14 @@ class FittedValue:
     num_configurations: int
 
 
-def fitted_values(fits: pa.Table | None) -> list[FittedValue]:
+def fitted_values(fits: pa.Table | Mapping[str, pa.Table] | None) -> list[FittedValue]:
     """The values of all fits, in the order of the table.
 
     Args:
-        fits: FITS; None where nothing was fitted.
+        fits: FITS; or system -> its FITS, whose values are named by the system then; None where nothing was fitted.
     """
+    if isinstance(fits, Mapping):
+        return [replace(value, fit=system) for system, table in fits.items() for value in fitted_values(table)]
     rows = {row["name"]: row for row in (fits.to_pylist() if fits is not None else [])}
     found = []
     for name, row in rows.items():
@@ -82,7 +84,8 @@ def fitted_chart(values: Sequence[FittedValue], num_utterances: Mapping[str, int
         values: From `fitted_values`.
         num_utterances: Split -> its number of utterances.
     """
-    shown = [value for value in values if any(low < high for low, high in _spans(value))][:_MAX_DRAWN]
+    free = [value for value in values if any(low < high for low, high in _spans(value))]
+    shown, several = free[:_MAX_DRAWN], len({value.fit for value in free}) > 1
     if not shown:
         return None
     title = "Fitted values: how firmly they stand"
@@ -99,7 +102,7 @@ def fitted_chart(values: Sequence[FittedValue], num_utterances: Mapping[str, int
             if ends:
                 axes.plot(ends, [height] * 2, linewidth=width, color=colour, label=name, solid_capstyle="butt")
         axes.plot([value.value], [0], "|", markersize=16, markeredgewidth=2, color=INK, label="chosen")
-        axes.set_yticks([0], [short(value.name)])
+        axes.set_yticks([0], [short(f"{value.fit}: {value.name}" if several else value.name)])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-1, 1)
         axes.margins(x=0.08)
@@ -113,8 +116,9 @@ def fitted_chart(values: Sequence[FittedValue], num_utterances: Mapping[str, int
         text.set_color(INK)
     sizes = {value.split: num_utterances.get(value.split) for value in shown}
     counted = ", ".join(f"N = {size:,} utterances ({split})" for split, size in sizes.items() if size)
+    cut = f" {len(shown)} of {len(free)} values are drawn." if len(shown) < len(free) else ""
     caption = (
         "For each fitted value: the stretch with the best objective, the stretch that costs next to nothing, and where "
-        f"95 % of bootstrap resamplings put it. {counted}."
+        f"95 % of bootstrap resamplings put it. {counted}.{cut}"
     )
     return Chart("fitted_values", title, caption, figure)

@@ -22,19 +22,38 @@
     }));
   }
 
-  for (const input of document.querySelectorAll("input[data-filter]")) {
-    const rows = [...document.getElementById(input.dataset.filter).tBodies[0].rows];
-    const texts = rows.map((row) => row.textContent.toLowerCase());
-    const count = document.querySelector(`[data-count="${input.dataset.filter}"]`);
-    input.addEventListener("input", () => {
-      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let shown = 0;
-      rows.forEach((row, index) => {
-        row.hidden = !words.every((word) => texts[index].includes(word));
-        shown += row.hidden ? 0 : 1;
-      });
-      count.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
-    });
+  // One search field and one choice of split may rule several tables; a row stays where both keep it.
+  const tablesOf = (names) => names.split(" ").map((name) => document.getElementById(name));
+  const inputs = [...document.querySelectorAll("input[data-filter]")];
+  const choices = [...document.querySelectorAll("select[data-split]")];
+  const texts = new Map();
+
+  function refilter(table) {
+    const input = inputs.find((one) => one.dataset.filter.split(" ").includes(table.id));
+    const choice = choices.find((one) => one.dataset.split.split(" ").includes(table.id));
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = choice ? choice.value : "";
+    const rows = [...table.tBodies[0].rows];
+    let shown = 0;
+    for (const row of rows) {
+      if (!texts.has(row)) texts.set(row, row.textContent.toLowerCase());
+      row.hidden = !words.every((word) => texts.get(row).includes(word)) || (wanted !== "" && row.dataset.split !== wanted);
+      shown += row.hidden ? 0 : 1;
+    }
+    const count = document.querySelector(`[data-count="${table.id}"]`);
+    count.textContent = words.length || wanted ? `${shown} of ${rows.length} rows` : "";
+  }
+
+  for (const input of inputs) {
+    input.addEventListener("input", () => tablesOf(input.dataset.filter).forEach(refilter));
+  }
+  for (const choice of choices) {
+    choice.addEventListener("input", () => tablesOf(choice.dataset.split).forEach(refilter));
+    const many = document.querySelectorAll(`#${choice.dataset.split.split(" ")[0]} tbody tr`).length > 16;
+    if (many) {
+      choice.value = choice.lastElementChild.value; // the reported split; the others are one choice away
+      choice.dispatchEvent(new Event("input"));
+    }
   }
 
   const data = JSON.parse(document.getElementById("changes").textContent);
@@ -60,20 +79,20 @@
     if (chosen !== undefined) select.value = String(chosen);
   }
 
-  const same = (a, b) =>
-    a.heard.every((word, index) => word === b.heard[index]) &&
-    a.inserted.length === b.inserted.length &&
-    a.inserted.every((pair, index) => pair[0] === b.inserted[index][0] && pair[1] === b.inserted[index][1]);
-
+  const wordsOf = (variant) => [...variant.heard.filter((word) => typeof word === "string"), ...variant.inserted.map((pair) => pair[1])];
   const errorsIn = (number) => `${number} ${number === 1 ? "error" : "errors"}`;
   const haystack = new Map(data.utterances.map((u) =>
-    [u, [u.id, u.split, u.speaker, u.reference, ...u.tags, ...u.systems.map((s) => s.text)].join(" ").toLowerCase()]));
+    [u, [u.id, u.split, u.speaker, u.reference, ...u.tags, ...u.variants.flatMap(wordsOf)].join(" ").toLowerCase()]));
+  const side = (u, system) => u.variants[u.of[system]];
 
-  function wanted(u, a, b) {
-    const gain = a.errors - b.errors;
+  // Fields of the search for this pair: a is null where a system is looked at alone.
+  function fits(u, a, b) {
+    const mine = side(u, b), gain = (a === null ? 0 : side(u, a).errors) - mine.errors;
     const kinds = {
-      changed: () => !same(a, b), better: () => gain > 0, worse: () => gain < 0,
-      wrong: () => b.errors > 0, failed: () => Boolean(a.error || b.error), all: () => true,
+      changed: () => (a === null ? mine.errors > 0 : u.of[a] !== u.of[b]), better: () => gain > 0, worse: () => gain < 0,
+      wrong: () => mine.errors > 0, failed: () => [a, b].some((system) => system in u.failures),
+      keywords: () => u.keywords.some((index) => (a === null ? 1 : side(u, a).heard[index]) !== mine.heard[index]),
+      all: () => true,
     };
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     return kinds[show.value]() && (!split.value || u.split === split.value) &&
@@ -83,7 +102,7 @@
   function word(aligned, reference, index) {
     const heard = aligned.heard[index];
     if (heard === null) return element("span", "w del", "\u2014");
-    return element("span", heard === reference ? "" : "w sub", heard);
+    return heard === 1 ? element("span", "", reference) : element("span", "w sub", heard);
   }
 
   function stack(cells, name) {
@@ -93,10 +112,10 @@
   }
 
   // One column per reference word; columns without one hold insertions, those of both systems side by side.
-  function alignment(u, sides, names) {
+  function alignment(u, sides, names, ranks) {
     const made = element("div", "aligned");
     made.dir = "auto";
-    const ranked = names.map((name, index) => (sides[index].rank === null ? name : `${name}, rank ${sides[index].rank + 1}`));
+    const ranked = names.map((name, index) => (ranks[index] === null ? name : `${name}, rank ${ranks[index] + 1}`));
     made.append(stack(["reference", ...ranked].map((name) => element("span", "", name)), "names"));
     const inserted = sides.map((side) => {
       const places = new Map();
@@ -110,7 +129,8 @@
           (k < list.length ? element("span", "w ins", list[k]) : element("span", "none", "\u00b7")))]));
       }
       if (index < u.words.length) {
-        made.append(stack([element("span", "ref", u.words[index]), ...sides.map((side) => word(side, u.words[index], index))]));
+        const marked = u.keywords.includes(index) ? "ref kw" : "ref";
+        made.append(stack([element("span", marked, u.words[index]), ...sides.map((side) => word(side, u.words[index], index))]));
       }
     }
     return made;
@@ -128,14 +148,15 @@
 
   function card(u, a, b) {
     const made = element("article", "utterance");
-    const sides = a === b ? [u.systems[a]] : [u.systems[a], u.systems[b]];
-    const names = a === b ? [data.systems[a]] : [data.systems[a], data.systems[b]];
+    const shown = a === b ? [a] : [a, b];
+    const sides = shown.map((system) => side(u, system));
+    const names = shown.map((system) => data.systems[system]);
     const head = element("header");
     head.append(element("b", "", u.id), element("span", "", u.split));
     if (u.speaker) head.append(element("span", "", u.speaker));
     for (const tag of u.tags) head.append(element("span", "", tag));
-    const gain = u.systems[a].errors - u.systems[b].errors;
-    const counts = sides.map((side) => errorsIn(side.errors)).join(" \u2192 ");
+    const gain = side(u, a).errors - side(u, b).errors;
+    const counts = sides.map((one) => errorsIn(one.errors)).join(" \u2192 ");
     head.append(element("span", gain > 0 ? "good" : gain < 0 ? "bad" : "", counts));
     made.append(head);
     if (u.audio) {
@@ -145,11 +166,18 @@
       audio.src = u.audio;
       made.append(audio);
     }
-    made.append(alignment(u, sides, names));
-    sides.forEach((side, index) => {
-      if (side.error) made.append(element("p", "note bad", `${names[index]}: ${side.error}`));
+    made.append(alignment(u, sides, names, shown.map((system) => u.ranks[system])));
+    shown.forEach((system, index) => {
+      if (system in u.failures) made.append(element("p", "note bad", `${names[index]}: ${u.failures[system]}`));
     });
-    if (u.no_audio) made.append(element("p", "note", u.no_audio));
+    if (u.no_audio) {
+      const silent = element("button", "", "\u25b6 no audio");
+      silent.type = "button";
+      silent.disabled = true;
+      const note = element("p", "note");
+      note.append(silent, ` ${u.no_audio}`);
+      made.append(note);
+    }
     if (u.nbest) made.append(nbest(u));
     return made;
   }
@@ -177,11 +205,12 @@
   function draw() {
     const a = Number(from.value), b = Number(to.value);
     const one = a === b;
-    const found = data.utterances.filter((u) => wanted(u, one ? { heard: [], inserted: [], errors: 0 } : u.systems[a], u.systems[b]));
-    const gain = (u) => Math.abs(u.systems[a].errors - u.systems[b].errors);
+    const found = data.utterances.filter((u) => fits(u, one ? null : a, b));
+    const gain = (u) => Math.abs(side(u, a).errors - side(u, b).errors);
+    const errors = (u) => side(u, b).errors;
     const orders = {
-      change: (u, v) => (one ? v.systems[b].errors - u.systems[b].errors : gain(v) - gain(u)),
-      errors: (u, v) => v.systems[b].errors - u.systems[b].errors,
+      change: (u, v) => (one ? errors(v) - errors(u) : gain(v) - gain(u)),
+      errors: (u, v) => errors(v) - errors(u),
       id: (u, v) => u.id.localeCompare(v.id, undefined, { numeric: true }),
     };
     found.sort(orders[order.value]);
@@ -194,8 +223,8 @@
     at("more").textContent = `Show ${Math.min(PAGE, found.length - limit)} more`;
   }
 
-  options(from, data.systems, 0);
-  options(to, data.systems, data.systems.length - 1);
+  options(from, data.systems, data.start[0]);
+  options(to, data.systems, data.start[1]);
   options(split, [...new Set(data.utterances.map((u) => u.split))]);
   for (const control of [from, to, show, split, order, search]) {
     control.addEventListener("input", () => {

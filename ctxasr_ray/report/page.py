@@ -7,29 +7,37 @@ element, or set as text by the page's script; a content security policy admits t
 import base64
 import hashlib
 import json
+import logging
 import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
 from ctxasr_ray.report import cells as cell
-from ctxasr_ray.report import figures
+from ctxasr_ray.report import curves, figures, pareto
 from ctxasr_ray.report import fits as fitted
 from ctxasr_ray.report.changes import Changes, most_changed
 from ctxasr_ray.report.comparison import compare
 from ctxasr_ray.report.costs import StepCost, by_step
+from ctxasr_ray.report.detectors import Finding, find
 from ctxasr_ray.report.drawing import Chart
+from ctxasr_ray.report.landscapes import Tuned, weight_landscapes
 from ctxasr_ray.report.markdown import results_markdown
+from ctxasr_ray.report.overview import condition_tables, overview
 from ctxasr_ray.report.slices import slices
-from ctxasr_ray.report.tables import headlines, legend, lines, results_records
+from ctxasr_ray.report.tables import Line, headlines, legend, lines, main_lines, results_records
 
 _HERE: Final = Path(__file__).parent
+MAX_LANDSCAPES: Final = 4
+"""Systems whose weights are drawn; every fit stands in the table."""
 _MAX_NESTED: Final = 20_000
 """Characters of one unfolded provenance entry: a run of thousands of shards lists them all."""
+log = logging.getLogger("ctxasr_ray")
 
 
 def write_report(
@@ -41,10 +49,16 @@ def write_report(
     transcripts: Mapping[str, pa.Table],
     hypotheses: pa.Table | None,
     costs: Sequence[Mapping[str, Any]],
-    fits: pa.Table | None,
+    fits: pa.Table | Mapping[str, pa.Table] | None,
     provenance: Mapping[str, Any],
+    system_costs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    tuned: Sequence[Tuned] = (),
+    contexts: Mapping[str, pa.Table] | None = None,
+    findings: Sequence[Finding] = (),
 ) -> Path:
-    """Writes `index.html`, `results.json`, `results.md` and PNG figures, and returns the path of the page.
+    """Writes `index.html`, `results.json`, `findings.json`, `results.md` and PNG figures; returns the page's path.
+
+    What the detectors find is also logged, so that it stands on standard error.
 
     Args:
         directory: Made if missing; files of an earlier report in it are replaced.
@@ -54,14 +68,18 @@ def write_report(
         transcripts: System name -> TRANSCRIPTS over those utterances; at best in the order of RESULTS.
         hypotheses: First-pass HYPOTHESES, shown beside changed utterances; None leaves them out.
         costs: One mapping per step and shard, as `costs.by_step` takes them.
-        fits: FITS of the run, None where nothing was fitted.
+        fits: FITS of the run, or system -> its FITS; None where nothing was fitted.
         provenance: JSON values; plain ones are listed, nested ones can be unfolded.
+        system_costs: System -> receipts of every step that it needs, for accuracy against language-model calls.
+        tuned: Per fitted system its fit and the tables behind it, for weight landscapes and for detectors.
+        contexts: System -> the CONTEXT that it was given, for detectors.
+        findings: Further findings, for example of an audit.
 
     Returns:
         `directory/index.html`, which opens without a network.
 
     Raises:
-        ContractError: `results` breaks its schema.
+        ContractError: `results` breaks its schema, or tables of `tuned` do not belong together.
         OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,24 +89,69 @@ def write_report(
     values = fitted.fitted_values(fits)
     normaliser, alignment = way_of(records)
     compared = compare(utterances, transcripts, normaliser=normaliser, alignment=alignment)
-    drawn = [
-        figures.error_rates(rows),
-        figures.error_kinds(rows),
-        *slices(compared),
-        figures.seconds_by_step(steps),
-        figures.error_against_cost(rows),
-        fitted.fitted_chart(values, _sizes(utterances)),
-        *figures.sweeps(rows),
+    known = {key for row in rows for key in row.condition}
+    by_condition = [*rows, *(row for row in slices(compared, baseline_of(records)) if not known & row.condition.keys())]
+    charts = _charts(records, by_condition, steps, utterances, values, system_costs or {}, tuned)
+    found = [
+        *findings,
+        *find(
+            records=records,
+            lines=rows,
+            utterances=utterances,
+            transcripts=transcripts,
+            normaliser=normaliser,
+            hypotheses=hypotheses,
+            contexts=contexts,
+            fusions={each.system: _fusion(next(iter(each.tables.values()))) for each in tuned},
+        ),
     ]
-    charts = [chart for chart in drawn if chart is not None]
+    for finding in found:
+        log.log(logging.INFO if finding.severity == "note" else logging.WARNING, "%s", finding)
     changes = most_changed(compared, directory=directory, hypotheses=hypotheses)
     _write(directory / "results.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+    _write(
+        directory / "findings.json", json.dumps([asdict(each) for each in found], ensure_ascii=False, indent=1) + "\n"
+    )
     _write(directory / "results.md", results_markdown(results, title=title, costs=steps))
     for chart in charts:
         chart.png(directory)
-    page = _render(title, records, charts, steps, utterances, values, changes, provenance)
+    page = _render(title, records, by_condition, charts, steps, utterances, values, changes, provenance, found)
     _write(directory / "index.html", page)
     return directory / "index.html"
+
+
+def _charts(
+    records: Sequence[Mapping[str, Any]],
+    rows: Sequence[Line],
+    steps: Sequence[StepCost],
+    utterances: pa.Table,
+    values: Sequence[fitted.FittedValue],
+    system_costs: Mapping[str, Sequence[Mapping[str, Any]]],
+    tuned: Sequence[Tuned],
+) -> list[Chart]:
+    """Every figure that has its rows."""
+    drawn = [
+        figures.error_rates(rows),
+        pareto.against_real_time_factor(rows),
+        pareto.against_calls(rows, system_costs),
+        *curves.by_setting(rows),
+        figures.error_kinds(rows),
+        curves.reliability(records),
+        fitted.fitted_chart(values, _sizes(utterances)),
+        *(weight_landscapes(each) for each in tuned[:MAX_LANDSCAPES]),
+        figures.seconds_by_step(steps),
+    ]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _fusion(tables: Sequence[pa.Table]) -> tuple[pa.Table, list[pa.Table]]:
+    """HYPOTHESES and the SCORES among what a fit read."""
+    return tables[0], [table for table in tables if "sources" in table.column_names]
+
+
+def baseline_of(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """The system that the others are compared with; None where none is."""
+    return next((record["baseline"] for record in records if record["baseline"]), None)
 
 
 def way_of(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -117,12 +180,14 @@ def json_for_script(value: Any) -> str:
 def _render(
     title: str,
     records: Sequence[Mapping[str, Any]],
+    by_condition: Sequence[Line],
     charts: Sequence[Chart],
     steps: Sequence[StepCost],
     utterances: pa.Table,
     values: Sequence[fitted.FittedValue],
     changes: Changes,
     provenance: Mapping[str, Any],
+    findings: Sequence[Finding],
 ) -> str:
     import jinja2
     from markupsafe import Markup
@@ -133,11 +198,15 @@ def _render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    rows = lines(records)
+    rows = main_lines(lines(records))
     return environment.get_template("page.html").render(
         title=title,
         headlines=headlines(records),
         facts=_facts(records, utterances, audio_s),
+        findings=findings,
+        splits=list(dict.fromkeys(row.split for row in rows)),
+        overview=overview(rows),
+        conditions=condition_tables(by_condition),
         **cell.results(rows, records),
         legend=legend(rows),
         charts=[

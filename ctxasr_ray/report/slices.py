@@ -1,84 +1,82 @@
-"""A comparison of systems -> error rates by noise level, accent and what else a corpus knows of its utterances."""
+"""A comparison of systems -> their error rates by noise level, accent and what else a corpus knows of its rows."""
 
-import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.metrics.significance import choose_blocks, compare
 from ctxasr_ray.report.comparison import Comparison
-from ctxasr_ray.report.drawing import INK, Chart, legend, new, short, style
+from ctxasr_ray.report.overview import MAX_LEVELS, by_number
+from ctxasr_ray.report.tables import Line
 from ctxasr_ray.schema import SPLITS
 
-MAX_SLICES: Final = 12
-"""Values of an attribute that still make a figure: more of them are names, not conditions."""
+NUM_REPLICATES: Final = 2000
+"""Bootstrap replicates behind the interval of a slice."""
 
-_UNITS: Final = {"db": "dB", "s": "s", "hz": "Hz"}
 _MIN_COVERAGE: Final = 0.9
 """Share of utterances that must have the attribute."""
 
 
-def slices(comparison: Comparison) -> list[Chart]:
-    """One figure per attribute of UTTERANCES with 2 to 12 values: errors over words of each slice, per system.
+def slices(comparison: Comparison, baseline: str | None = None) -> list[Line]:
+    """One line per system and value of an attribute of UTTERANCES, with bootstrap intervals of its own.
 
     Args:
-        comparison: From `comparison.compare`; the last of train, dev and test that it holds is drawn.
+        comparison: From `comparison.compare`; the last of train, dev and test that it holds is sliced.
+        baseline: The system that the others are compared with in pairs; None: the first one.
 
     Returns:
-        Empty without systems, or where no attribute slices the utterances.
+        Lines whose condition names the slice. Attributes with one value or more than 12, and those that more than
+        a tenth of the utterances lack, make none. Empty without systems.
     """
     splits = [row["split"] for row in comparison.utterances]
     split = next((name for name in reversed(SPLITS) if name in splits), None)
     members = np.array([name == split for name in splits], bool)
     if not comparison.systems or not members.any():
         return []
+    base = list(comparison.systems).index(baseline) if baseline in comparison.systems else 0
     facts = [dict(row["attributes"] or []) for row in comparison.utterances]
     keys = dict.fromkeys(key for fact, member in zip(facts, members, strict=True) if member for key in fact)
-    charts = (_slice(comparison, key, facts, members, str(split)) for key in keys)
-    return [chart for chart in charts if chart is not None]
+    found = []
+    for key in keys:
+        values = np.array([fact.get(key) or "" for fact in facts], dtype=object)
+        counted = members & (values != "") & (comparison.num_words > 0)
+        levels = sorted(set(values[counted].tolist()), key=by_number)
+        if 2 <= len(levels) <= MAX_LEVELS and counted.sum() >= _MIN_COVERAGE * members.sum():
+            for level in levels:
+                found += _slice(comparison, counted & (values == level), {key: level}, str(split), base)
+    return found
 
 
 def _slice(
-    comparison: Comparison, key: str, facts: Sequence[Mapping[str, Any]], members: npt.NDArray[np.bool_], split: str
-) -> Chart | None:
-    values = np.array([fact.get(key) or "" for fact in facts], dtype=object)
-    counted = members & (values != "") & (comparison.num_words > 0)
-    levels = sorted(set(values[counted].tolist()), key=_rank)
-    if not 2 <= len(levels) <= MAX_SLICES or counted.sum() < _MIN_COVERAGE * members.sum():
-        return None
-    title = f"WER by {_axis(key)}, {split}"
-    figure, axes = new(6.8, 3.6, title)
-    inside = [counted & (values == level) for level in levels]
+    comparison: Comparison, inside: npt.NDArray[np.bool_], condition: Mapping[str, str], split: str, base: int
+) -> Sequence[Line]:
+    rows = [row for row, member in zip(comparison.utterances, inside, strict=True) if member]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few speakers in a slice: the whole split has said so already
+        blocks = choose_blocks([row["speaker_id"] for row in rows], [row["session_id"] for row in rows])
+    errors = comparison.errors[:, inside].T
+    lengths = np.repeat(comparison.num_words[inside, None], len(comparison.systems), axis=1)
+    counted = compare(errors, lengths, blocks, baseline=base, num_replicates=NUM_REPLICATES, seed=7)
+    lines = []
     for index, system in enumerate(comparison.systems):
-        rates = [100 * comparison.errors[index, i].sum() / comparison.num_words[i].sum() for i in inside]
-        marker, colour = style(index)
-        axes.plot(range(len(levels)), rates, marker=marker, color=colour, label=short(system))
-    names = [f"{short(level)}\nN = {int(i.sum()):,}" for level, i in zip(levels, inside, strict=True)]
-    axes.set_xticks(range(len(levels)), names, color=INK)
-    axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.6)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(_axis(key))
-    axes.set_ylabel("WER (% of reference words)")
-    legend(axes, "system")
-    caption = (
-        f"Errors over reference words of each slice, N = {int(counted.sum()):,} utterances ({split}). Slices have no "
-        "intervals here: read differences as a hint."
-    )
-    return Chart("slice_" + re.sub(r"\W+", "_", key), title, caption, figure)
-
-
-def _axis(key: str) -> str:
-    """An attribute's name with its unit, which stands behind the last underscore where there is one."""
-    name, _, unit = key.rpartition("_")
-    if not name or unit not in _UNITS:
-        return key.replace("_", " ")
-    return f"{name.upper() if name == 'snr' else name.replace('_', ' ')} ({_UNITS[unit]})"
-
-
-def _rank(level: str) -> tuple[bool, float, str]:
-    """Numbers first, in their order; words after them."""
-    try:
-        return (False, float(level), "")
-    except ValueError:
-        return (True, 0.0, level)
+        names = ("value", "ci_low", "ci_high", "delta", "delta_ci_low", "delta_ci_high", "p_value")
+        numbers: dict[str, Any] = {}
+        for name in names:
+            value = float(getattr(counted, name)[index])
+            own = name in ("value", "ci_low", "ci_high")
+            numbers[name] = None if np.isnan(value) or (index == base and not own) else value
+        record = {
+            "system": system,
+            "metric": "wer",
+            "unit": "word",
+            "baseline": None if index == base else comparison.systems[base],
+            "counts": {"errors": int(errors[:, index].sum()), "reference_length": int(lengths[:, index].sum())},
+            "num_utterances": len(rows),
+            "num_blocks": blocks.num_blocks,
+            **numbers,
+        }
+        lines.append(Line(str(rows[0]["corpus"]), split, system, condition, {"wer": record}))
+    return lines

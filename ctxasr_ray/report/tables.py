@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ctxasr_ray.report.systems import is_bound, is_percent, label, rank
 from ctxasr_ray.schema import SPLITS, conform
 
 Record = Mapping[str, Any]
@@ -22,19 +23,11 @@ Record = Mapping[str, Any]
 PRIMARY: Final = ("wer", "mer", "cer")
 """The metrics that may lead the table, first one present in the run wins."""
 
-LABELS: Final[Mapping[str, str]] = {
-    "wer": "WER",
-    "cer": "CER",
-    "mer": "MER",
-    "biased_wer": "B-WER",
-    "unbiased_wer": "U-WER",
-    "rare_wer": "R-WER",
-    "real_time_factor": "RTF",
-}
-"""Short names for column heads; other metrics keep their own."""
+BINNED: Final = ("reliability",)
+"""Metrics whose rows are points of one curve; they are drawn, and make no lines of a table."""
 
-_PLAIN: Final = ("real_time_factor", "nce", "log_loss")
-"""Metrics that are ratios in their own right and are not shown in percent."""
+MAX_TERMINAL_LINES: Final = 60
+"""Longer tables leave lines by condition to the page."""
 
 
 def results_records(results: pa.Table) -> list[dict[str, Any]]:
@@ -80,6 +73,8 @@ def lines(records: Sequence[Record]) -> list[Line]:
     """Gathers rows into lines: by split (train, dev, test), then as the systems first appear."""
     found: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
+        if record["metric"] in BINNED:
+            continue
         key = (record["corpus"], record["split"], record["system"], tuple(record["condition"].items()))
         # A metric that stands twice differs in its normaliser: the first one is the run's own choice.
         found.setdefault(key, {}).setdefault(record["metric"], record)
@@ -88,27 +83,27 @@ def lines(records: Sequence[Record]) -> list[Line]:
     return sorted(made, key=lambda line: (line.corpus, order.get(line.split, len(order))))
 
 
+def main_lines(rows: Sequence[Line]) -> list[Line]:
+    """The lines over whole splits; all of them where every line has a condition, as in a sweep."""
+    return [row for row in rows if not row.condition] or list(rows)
+
+
+def reported_split(rows: Sequence[Line]) -> str:
+    """The split that figures are reported on: test where there is one, else dev, else train."""
+    return next((split for split in reversed(SPLITS) if any(row.split == split for row in rows)), "test")
+
+
 def primary_metric(rows: Sequence[Line]) -> str:
     """The metric that leads the table: WER where the run has it, else mixed, else character error rate."""
     present = {metric for row in rows for metric in row.metrics}
     return next((metric for metric in PRIMARY if metric in present), min(present, default="wer"))
 
 
-def label(metric: str) -> str:
-    """A metric's short name for a column head."""
-    return LABELS.get(metric, metric.replace("_", " "))
-
-
-def is_percent(metric: str) -> bool:
-    """Whether people read the metric in percent; stored values are always fractions."""
-    return metric not in _PLAIN
-
-
 def number(metric: str, value: float | None, *, signed: bool = False) -> str:
     """A value as people read it: rates in percent with two decimals, other ratios with three."""
     if value is None or not math.isfinite(value):
         return "-"
-    text = f"{100 * value:+.2f}" if is_percent(metric) else f"{value:+.3f}"
+    text = f"{100 * value:+.2f}" if is_percent(metric) else f"{value:+,.{0 if abs(value) >= 1000 else 3}f}"
     return text if signed else text.lstrip("+")
 
 
@@ -135,21 +130,14 @@ def edits(record: Record) -> str:
 
 def headlines(records: Sequence[Record]) -> list[str]:
     """One sentence per corpus and reported split: the best real system against its baseline, in words."""
-    rows = lines(records)
-    metric = primary_metric(rows)
-    splits = [split for split in reversed(SPLITS) if any(row.split == split for row in rows)][:1]
+    rows = main_lines(lines(records))
+    metric, split = primary_metric(rows), reported_split(rows)
     sentences = []
     for corpus in dict.fromkeys(row.corpus for row in rows):
-        for split in splits:
-            scored = [
-                row
-                for row in rows
-                if (row.corpus, row.split) == (corpus, split)
-                and row.system != "oracle"
-                and row.value(metric) is not None
-            ]
-            if scored:
-                sentences.append(_headline(min(scored, key=lambda row: row.value(metric) or 0.0), metric))
+        here = [row for row in rows if (row.corpus, row.split) == (corpus, split) and not is_bound(row.system)]
+        scored = [row for row in here if row.value(metric) is not None]
+        if scored:
+            sentences.append(_headline(min(scored, key=lambda row: row.value(metric) or 0.0), metric))
     return sentences
 
 
@@ -176,11 +164,10 @@ def _headline(best: Line, metric: str) -> str:
 
 
 def columns(rows: Sequence[Line]) -> list[str]:
-    """The metrics of a table, the leading one first, then the others as they first appear, RTF last."""
-    present = dict.fromkeys(metric for row in rows for metric in row.metrics)
+    """The metrics of a table: the leading one, error rates, keywords, others by name, the real-time factor last."""
     lead = primary_metric(rows)
-    middle = [metric for metric in present if metric not in (lead, "real_time_factor")]
-    return [lead, *middle, *(["real_time_factor"] if "real_time_factor" in present else [])]
+    present = {metric for row in rows for metric in row.metrics} - {lead}
+    return [lead, *sorted(present, key=rank)]
 
 
 def legend(rows: Sequence[Line]) -> list[str]:
@@ -196,7 +183,7 @@ def legend(rows: Sequence[Line]) -> list[str]:
         f"change: points against {against} on the same utterances, minus is better; p: of no difference.",
         f"S/D/I: {unit} substituted, deleted, inserted. N: utterances.",
     ]
-    if any(row.system == "oracle" for row in rows):
+    if any(is_bound(row.system) for row in rows):
         said.append("oracle: the best hypothesis of each N-best list, a bound and not a system.")
     if any("real_time_factor" in row.metrics for row in rows):
         said.append("RTF: seconds of work per second of audio, model loading apart.")
@@ -258,11 +245,14 @@ def terminal_table(results: pa.Table) -> Table:
     Raises:
         ContractError: the table breaks the RESULTS schema.
     """
-    rows = lines(results_records(results))
+    rows = every = lines(results_records(results))
+    if len(rows) > MAX_TERMINAL_LINES:
+        rows = main_lines(rows)
     metric, *others = columns(rows)
     shown = [other for other in others if other in ("cer", "real_time_factor")]
     # Text, not str: names from outside may hold square brackets, which rich would read as markup.
-    caption = Text("\n".join(legend(rows)))
+    cut = [f"{len(every) - len(rows):,} lines by condition stand on the page."] if len(rows) < len(every) else []
+    caption = Text("\n".join([*legend(rows), *cut]))
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=0)
     table.add_column("split, system", overflow="fold", min_width=14)
     table.add_column(f"{label(metric)} %", min_width=13)

@@ -1,0 +1,104 @@
+"""Names of systems and metrics -> what a reader must know: family, bound or not, setting, which way is better.
+
+A system is named `family` or `family/variant`: `first_pass`, `oracle/attention`, `keyword_boost/list_1000`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+BOUNDS: Final = ("oracle", "compositional_oracle")
+"""Families that look at the reference: what a list allows, not what a system reaches."""
+
+_SETTINGS: Final[Mapping[str, str]] = {"n": "num_hypotheses", "list": "list_size"}
+"""Short names of settings in a variant -> their names among the conditions."""
+
+LABELS: Final[Mapping[str, str]] = {
+    "wer": "WER",
+    "cer": "CER",
+    "mer": "MER",
+    "biased_wer": "B-WER",
+    "unbiased_wer": "U-WER",
+    "rare_wer": "R-WER",
+    "oracle_wer": "oracle WER",
+    "keyword_f1": "keyword F1",
+    "distractor_false_alarms": "false alarms",
+    "real_time_factor": "RTF",
+    "ece": "ECE",
+    "nce": "NCE",
+    "auc": "AUC",
+}
+"""Short names for column heads; other metrics keep their own."""
+
+MEANINGS: Final[Mapping[str, str]] = {
+    "wer": "word error rate",
+    "cer": "character error rate",
+    "mer": "mixed error rate: words, and characters of scripts without spaces",
+    "biased_wer": "errors on the words of the utterance's true keywords",
+    "unbiased_wer": "errors on all other words",
+    "rare_wer": "errors on rare words",
+    "keyword_f1": "harmonic mean of keyword precision and recall",
+    "keyword_recall": "true keywords that were written",
+    "keyword_precision": "written catalogue phrases that were spoken",
+    "distractor_false_alarms": "catalogue phrases written though not spoken",
+    "real_time_factor": "seconds of work per second of audio, model loading apart",
+    "ece": "expected calibration error of word confidence",
+    "nce": "normalised cross entropy of word confidence",
+    "auc": "area under the curve: does confidence tell right words from wrong ones",
+}
+"""One line for people who see a metric for the first time."""
+
+_LEADING: Final = (
+    "wer", "mer", "cer", "biased_wer", "unbiased_wer", "rare_wer", "keyword_f1", "keyword_recall", "keyword_precision",
+    "distractor_false_alarms",
+)  # fmt: skip
+_HIGHER: Final = re.compile(r"(^|_)(f1|recall|precision|coverage|auc|nce|closed|accuracy)(@\d+)?($|_)")
+_PERCENT: Final = re.compile(
+    r"(^|_)(wer|cer|mer|f1|recall|precision|coverage|ece|auc|rate|share|closed|accuracy|oracle|wrong)(@\d+)?($|_)"
+)
+
+
+def family(system: str) -> str:
+    """The name before the first slash."""
+    return system.partition("/")[0]
+
+
+def is_bound(system: str) -> bool:
+    """Whether a row is a bound (an oracle) and not a system."""
+    return family(system) in BOUNDS
+
+
+def setting(system: str) -> tuple[str, str, str] | None:
+    """`keyword_boost/list_1000` -> ("keyword_boost", "list_size", "1000"); None where no variant names a number."""
+    found = re.fullmatch(r"(.+)/([a-z][a-z_]*?)_?(\d+(?:\.\d+)?)", system)
+    if found is None or (len(found[2]) < 3 and found[2] not in _SETTINGS):
+        return None  # v2 is a version, not a setting
+    return found[1], _SETTINGS.get(found[2], found[2]), found[3]
+
+
+def label(metric: str) -> str:
+    """A metric's short name for a column head."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def meaning(metric: str) -> str:
+    """A metric in words, and which way is better."""
+    way = "higher is better" if higher_is_better(metric) else "lower is better"
+    return f"{MEANINGS.get(metric, metric.replace('_', ' '))}; {way}"
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value is the better one; error rates, false alarms and costs are the other way round."""
+    return bool(_HIGHER.search(metric))
+
+
+def is_percent(metric: str) -> bool:
+    """Whether people read the metric in percent; stored values are always fractions."""
+    return bool(_PERCENT.search(metric)) and not metric.endswith(("_factor", "nce"))
+
+
+def rank(metric: str) -> tuple[int, str]:
+    """Sorts metrics as a reader looks for them: error rates, keywords, others by name, the real-time factor last."""
+    if metric == "real_time_factor":
+        return (len(_LEADING) + 1, metric)
+    return (_LEADING.index(metric), "") if metric in _LEADING else (len(_LEADING), metric)
