@@ -152,6 +152,10 @@ class FusedUtterance(Protocol):
         """What belongs to a row's hypothesis as scores of its own, unweighted, after `ended`."""
         ...
 
+    def again(self) -> "FusedUtterance":
+        """The same fusion on the same utterance from the start: another fusion failed, and the search begins anew."""
+        ...
+
     def close(self) -> None:
         """Frees sessions; called once, also after a failure."""
         ...

@@ -185,6 +185,10 @@ class LmUtterance:
             return (score,)
         return (score, Score(source=f"{source}/eos", kind="log_prob", log_prob=self._texts.eos(text)))
 
+    def again(self) -> "LmUtterance":
+        """One more session."""
+        return self._fusion.begin(1)[0]
+
     def close(self) -> None:
         """Frees the session."""
         self._fusion.lm.scorer.close([self._session])

@@ -94,11 +94,12 @@ def fused_search(
             return FusedList(labellings=labellings, scores=scores, left_out=left_out)
         except _LeftOutError as fault:
             left_out[fault.name] = fault.reason
+            fusions = [fusion for fusion in fusions if fusion.name not in left_out]
+            rest = {fusion.name: current[fusion.name].again() for fusion in fusions}
         finally:
             for part in current.values():
                 part.close()
-        fusions = [fusion for fusion in fusions if fusion.name not in left_out]
-        current = {fusion.name: fusion.begin(1)[0] for fusion in fusions}
+        current = rest
 
 
 class _LeftOutError(Exception):
