@@ -5,6 +5,7 @@ reference and the keywords of the row stand at window 0 and are null at the othe
 and `metrics/joined_windows.py` joins what the windows heard. A shorter row, and one that cannot be read, stays as is.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,8 +57,8 @@ class WindowConfig:
                 f"window ({self.window_s / 2:g} s). Shorten the overlap or lengthen the window."
             )
         for name in ("padding_s", "min_silence_s", "max_pause_s", "min_speech_s"):
-            if not 0 <= getattr(self, name) < self.window_s:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected seconds from 0 to below window_s.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected seconds of at least 0.")
         if not self.speech_db > 0:
             raise ValueError(f"speech_db is {self.speech_db}; expected decibels above 0, for example 8.")
 
