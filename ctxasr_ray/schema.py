@@ -171,6 +171,9 @@ RESULTS: Final = pa.schema(
         pa.field("delta_ci_low", pa.float64()),
         pa.field("delta_ci_high", pa.float64()),
         pa.field("p_value", pa.float64()),
+        pa.field("p_value_adjusted", pa.float64()),  # for all systems of the metric and their num_configurations
+        pa.field("p_value_matched_pairs", pa.float64()),  # second opinion: MAPSSWE over utterances
+        pa.field("probability_of_improvement", pa.float64()),
         _required("num_utterances", pa.int64()),
         _required("num_failed", pa.int64()),
         _required("num_unscored", pa.int64()),

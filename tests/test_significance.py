@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import numpy as np
@@ -168,8 +169,33 @@ def test_levels_widen_for_few_blocks_and_are_nominal_for_many() -> None:
     assert percentile_levels(12, 0.95)[0] == pytest.approx(0.01075, abs=1e-4)
 
 
-def test_correction_for_many_configurations() -> None:
-    assert adjusted_p_values([0.01, 0.4], 5) == pytest.approx([0.05, 1.0])
+def test_correction_for_many_configurations_is_holms() -> None:
+    assert adjusted_p_values([0.01, 0.4, 0.02], [1, 1, 1]) == pytest.approx([0.03, 0.4, 0.04])
+    assert adjusted_p_values([0.03, 0.02], [1, 1]) == pytest.approx([0.04, 0.04])  # never below a smaller one's
+    assert adjusted_p_values([0.01], [5]) == pytest.approx([0.05])  # chosen among five
+    found = adjusted_p_values([0.01, math.nan, 0.3], [2, 9, 1])
+    assert found[::2] == pytest.approx([0.03, 0.6])
+    assert math.isnan(found[1])
+
+
+@pytest.mark.parametrize("num_systems", [2, 10])
+def test_the_correction_keeps_one_false_alarm_among_all_systems_below_5_percent(num_systems: int) -> None:
+    rng = np.random.default_rng(8)
+    alarms = 0
+    for _ in range(2000):
+        shared = rng.standard_normal()
+        z = 0.7 * shared + np.sqrt(1 - 0.49) * rng.standard_normal(num_systems)  # systems on the same utterances
+        p_values = [math.erfc(abs(value) / math.sqrt(2)) for value in z]
+        alarms += min(adjusted_p_values(p_values, [1] * num_systems)) < 0.05
+    assert alarms / 2000 < 0.06
+
+
+def test_improvement_follows_the_direction_of_the_metric() -> None:
+    errors, lengths = counts(20, 5, 0.2, 1)
+    both, wholes = np.stack([errors, errors // 2], 1), np.stack([lengths] * 2, 1)
+    for higher, expected in ((False, 1.0), (True, 0.0)):
+        found = compare(both, wholes, speakers(20, 5), baseline=0, num_replicates=100, seed=1, higher_is_better=higher)
+        assert found.probability_of_improvement[1] == expected
 
 
 @pytest.mark.parametrize(("replicates", "confidence"), [(0, 0.95), (10, 1.0)])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.metrics.counts import MetricCounts
+from ctxasr_ray.metrics.counts import METRICS, MetricCounts
 from ctxasr_ray.metrics.word_classes import WordLists
 
 
@@ -46,7 +46,14 @@ def place(metric: MetricCounts, at: npt.NDArray[np.int64]) -> MetricCounts:
 def charge_deletions(
     metric: MetricCounts, missing: npt.NDArray[np.bool_], utterances: pa.Table, lists: WordLists
 ) -> None:
-    """Every unit of a missing utterance's reference becomes a deletion, as if the system had said nothing."""
+    """Every unit of a missing utterance's reference becomes a deletion, as if the system had said nothing.
+
+    A metric that compares with another system's words (harmful and helpful edits) cannot be charged and stays as it is.
+    """
+    if metric.word_class == "keyword":
+        _charge_keywords(metric, missing, utterances)
+    if metric.metric not in METRICS:
+        return
     classes = lists.load(metric.normaliser)
     for row in np.flatnonzero(missing).tolist():
         reference = utterances.column("reference")[row].as_py()
@@ -61,4 +68,14 @@ def charge_deletions(
             biased = classes.biased(phrases)
             units = [word for word in units if (word in biased) == (metric.word_class == "biased")]
         metric.counts.deletions[row] = len(units)
+        metric.counted[row] = True
+
+
+def _charge_keywords(metric: MetricCounts, missing: npt.NDArray[np.bool_], utterances: pa.Table) -> None:
+    for row in np.flatnonzero(missing).tolist():
+        phrases = utterances.column("keywords")[row].as_py()
+        if phrases is None:
+            continue
+        if metric.metric == "keyword":
+            metric.counts.deletions[row] = sum(bool(text.words(phrase, metric.normaliser)) for phrase in phrases)
         metric.counted[row] = True

@@ -114,7 +114,7 @@ class Comparison:
     p_value: npt.NDArray[np.float64]
     """Two-sided, that the difference to the baseline is none; 1 for the baseline itself."""
     probability_of_improvement: npt.NDArray[np.float64]
-    """Share of replicates in which the system errs less than the baseline, ties counted half."""
+    """Share of replicates in which the system is better than the baseline, ties counted half."""
 
 
 def compare(
@@ -126,6 +126,7 @@ def compare(
     num_replicates: int,
     seed: int,
     confidence: float = 0.95,
+    higher_is_better: bool = False,
 ) -> Comparison:
     """Rates of S systems with intervals, and their paired differences to one of them.
 
@@ -137,6 +138,7 @@ def compare(
         num_replicates: R, for example 10,000.
         seed: Of the draws.
         confidence: Of the intervals, above 0 and below 1.
+        higher_is_better: Whether a positive difference is an improvement.
 
     Raises:
         ValueError: no replicate or a confidence outside its range.
@@ -166,7 +168,7 @@ def compare(
         delta_ci_low=delta_low,
         delta_ci_high=delta_high,
         p_value=_two_sided_p(deltas[1:]),
-        probability_of_improvement=_improvement(deltas[1:]),
+        probability_of_improvement=_improvement(-deltas[1:] if higher_is_better else deltas[1:]),
     )
 
 
@@ -236,11 +238,28 @@ def matched_pairs_p(errors_U: npt.NDArray[Any], baseline_errors_U: npt.NDArray[A
     return math.erfc(abs(mean) / (deviation / math.sqrt(len(differences))) / math.sqrt(2))
 
 
-def adjusted_p_values(p_values: Sequence[float], num_configurations: int) -> list[float]:
-    """Bonferroni's correction for the number of configurations tried, at most 1.
+def adjusted_p_values(p_values: Sequence[float], num_configurations: Sequence[int]) -> list[float]:
+    """Corrects the p-values of several systems for all configurations tried, by Holm's step-down method.
+
+    The chance that any system without a real difference falls below a level stays below that level, whatever the
+    dependence between systems. A system that was chosen among several configurations stands for all of them.
 
     Args:
-        p_values: Uncorrected.
-        num_configurations: Tried in all, at least 1.
+        p_values: One per system against the same baseline; nan where there is none, which takes no part.
+        num_configurations: Tried behind each, at least 1.
+
+    Returns:
+        At least the p-value itself, at most 1; nan where it is nan.
+
+    Reference:
+        Holm 1979, Scandinavian Journal of Statistics 6(2). Counting unreported configurations is ours: their p-values
+        are not below the reported one, so only reported ones step down.
     """
-    return [min(1.0, p * max(1, num_configurations)) for p in p_values]
+    ranked = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    remaining = sum(max(1, num_configurations[i]) for _, i in ranked)
+    adjusted, floor = [math.nan] * len(p_values), 0.0
+    for p, i in ranked:
+        floor = max(floor, min(1.0, p * remaining))
+        adjusted[i] = floor
+        remaining -= 1
+    return adjusted
