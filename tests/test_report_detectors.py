@@ -1,0 +1,220 @@
+"""Every detector speaks up where its fault is, and is silent where it is not."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from made_run import made_run, made_transcripts, made_utterances, result, results_table
+
+from ctxasr_ray.nbest import Hypothesis, NBest, Score, SourceScores, hypotheses_table, scores_table
+from ctxasr_ray.report import detectors, tables
+from ctxasr_ray.report.page import write_report
+from ctxasr_ray.schema import CONTEXT, UTTERANCES
+
+IDS = ["utt-00000", "utt-00001", "utt-00002"]
+
+
+def utterances(references: list[str | None], keywords: list[list[str] | None] | None = None) -> pa.Table:
+    rows = made_utterances(len(references)).to_pylist()
+    for index, (row, reference) in enumerate(zip(rows, references, strict=True)):
+        row |= {"reference": reference, "keywords": keywords[index] if keywords else None}
+    return pa.Table.from_pylist(rows, schema=UTTERANCES)
+
+
+def context(phrases: list[list[str] | None]) -> pa.Table:
+    rows = [{"utterance_id": id_, "phrases": each} for id_, each in zip(IDS, phrases, strict=False)]
+    return pa.Table.from_pylist(rows, schema=CONTEXT)
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[tables.Line]:
+    return tables.lines(tables.results_records(results_table(rows)))
+
+
+# -- references and rows
+
+
+def test_references_that_normalise_to_nothing_are_found() -> None:
+    (found,) = detectors.emptied_references(utterances(["[noise]", "turn it on", None, "  "]), "whisper_english")
+    assert found.severity == "error"
+    assert "'utt-00000'" in found.where
+    assert found.got.startswith("1 of 2 references")
+
+
+def test_references_that_keep_words_or_were_empty_are_no_finding() -> None:
+    assert not list(detectors.emptied_references(utterances(["turn it on", "", None]), "whisper_english"))
+
+
+def test_a_system_that_leaves_ids_out_is_named_with_its_number() -> None:
+    systems = {"first_pass": made_transcripts(IDS, ["a"] * 3), "other": made_transcripts(IDS[:1], ["a"])}
+    (found,) = detectors.left_out(utterances(["a"] * 3), systems)
+    assert (found.severity, found.got, found.expected) == ("error", "1 transcripts", "3")
+    assert "'other'" in found.where
+    assert "'utt-00001', 'utt-00002'" in found.where
+
+
+def test_transcripts_of_unknown_utterances_are_named() -> None:
+    systems = {"first_pass": made_transcripts([*IDS, "stranger"], ["a"] * 4)}
+    (found,) = detectors.left_out(utterances(["a"] * 3), systems)
+    assert (found.severity, found.got) == ("warning", "1 further transcripts")
+    assert "'stranger'" in found.where
+
+
+# -- settings
+
+
+@pytest.mark.parametrize("in_name", [True, False])
+def test_a_sweep_axis_without_effect_is_found_as_condition_and_in_names(in_name: bool) -> None:
+    rows = []
+    for size in ("10", "100"):
+        system = f"keyword_boost/list_{size}" if in_name else "keyword_boost"
+        condition = [] if in_name else [("list_size", size)]
+        rows.append(result("test", system, "wer", 0.2, condition=condition))
+        rows.append(result("test", system, "real_time_factor", float(size), condition=condition))
+    (found,) = detectors.sweep_without_effect(lines_of(rows))
+    assert found.what == "The setting 'list_size' has no effect"
+    assert "10, 100" in found.got
+
+
+def test_one_metric_that_moves_is_an_effect_and_one_value_is_no_sweep() -> None:
+    rows = [
+        result("test", f"keyword_boost/list_{size}", metric, value)
+        for size in (10, 100)
+        for metric, value in (("wer", 0.2), ("biased_wer", 0.3 - size / 1000))
+    ]
+    assert not list(detectors.sweep_without_effect(lines_of(rows)))
+    assert not list(detectors.sweep_without_effect(lines_of(rows[:1])))
+
+
+def test_noise_levels_of_different_utterances_are_no_sweep() -> None:
+    rows = [
+        result("test", "first_pass", "wer", 0.0, condition=[("snr_db", level)], num_utterances=size)
+        for level, size in (("5", 10), ("10", 12))
+    ]
+    assert not list(detectors.sweep_without_effect(lines_of(rows)))
+
+
+def compared(metric: str, delta: float, low: float) -> dict[str, Any]:
+    more = {"baseline": "first_pass", "delta": delta, "delta_ci_low": low, "delta_ci_high": delta + 0.01}
+    return result("test", "keyword_boost", metric, 0.2 + delta, **more)
+
+
+def test_rare_words_better_while_all_words_are_worse_is_found() -> None:
+    (found,) = detectors.rare_better_overall_worse(
+        lines_of([compared("wer", 0.02, 0.01), compared("rare_wer", -0.1, -0.2)])
+    )
+    assert found.severity == "warning"
+    assert "rare_wer -10.00 points, wer +2.00" in found.got
+    (unsure,) = detectors.rare_better_overall_worse(
+        lines_of([compared("wer", 0.02, -0.01), compared("biased_wer", -0.1, -0.2)])
+    )
+    assert unsure.severity == "note"
+
+
+@pytest.mark.parametrize(("overall", "rare"), [(-0.01, -0.1), (0.01, 0.1), (0.0, -0.1)])
+def test_both_better_both_worse_and_no_change_are_no_finding(overall: float, rare: float) -> None:
+    rows = [compared("wer", overall, overall - 0.01), compared("rare_wer", rare, rare - 0.01)]
+    assert not list(detectors.rare_better_overall_worse(lines_of(rows)))
+
+
+# -- phrase lists
+
+
+def test_a_list_without_any_effect_is_found() -> None:
+    same = made_transcripts(IDS, ["a", "b", "c"])
+    (found,) = detectors.list_without_effect(
+        "keyword_boost", context([["Okonkwo"], [], None]), same, "first_pass", same
+    )
+    assert found.severity == "error"
+    assert found.got == "3 equal transcripts, though 1 utterances have phrases"
+
+
+def test_one_changed_transcript_or_an_empty_list_is_no_finding() -> None:
+    same, other = made_transcripts(IDS, ["a", "b", "c"]), made_transcripts(IDS, ["a", "b", "x"])
+    assert not list(detectors.list_without_effect("boost", context([["a"]] * 3), other, "first_pass", same))
+    assert not list(detectors.list_without_effect("boost", context([[], None, []]), same, "first_pass", same))
+
+
+def never(phrases: list[str], spoken: list[str], said: str, listed: str) -> list[detectors.Finding]:
+    lists = hypotheses_table([NBest(utterance_id=IDS[0], hypotheses=[Hypothesis(text=listed)])])
+    corpus = utterances(["call"], [spoken])
+    systems = {"first_pass": made_transcripts(IDS[:1], [said])}
+    return list(detectors.never_matching(corpus, {"boost": context([phrases])}, systems, lists, "whisper_english"))
+
+
+def test_phrases_that_normalise_to_nothing_are_found() -> None:
+    (found,) = never(["(um)", "Okonkwo"], ["Okonkwo"], "call okonkwo", "")
+    assert (found.severity, found.name) == ("error", "never_matching")
+    assert "'(um)'" in found.where
+
+
+def test_spoken_phrases_that_nobody_writes_are_found() -> None:
+    (found,) = never([], ["Okonkwo", "Dr. Ngozi"], "call a conqueror", "call dr ngozi")
+    assert found.got == "1 of 2 spoken phrases never written"
+    assert "'Okonkwo'" in found.where
+
+
+def test_phrases_in_a_transcript_or_an_n_best_list_are_no_finding() -> None:
+    assert never(["Okonkwo"], ["Okonkwo", "Dr. Ngozi"], "call Okonkwo!", "call dr ngozi") == []
+
+
+# -- scores
+
+
+def nbest(values: list[float], source: str = "ctc", kind: str = "log_prob") -> pa.Table:
+    hypotheses = [Hypothesis(text=str(v), scores=[Score(source=source, kind=kind, log_prob=v)]) for v in values]
+    return hypotheses_table([NBest(utterance_id="u", hypotheses=hypotheses)])
+
+
+def scores(source: str, values: list[float | None]) -> pa.Table:
+    return scores_table(["u"], [[SourceScores(source=source, log_probs=values)]])
+
+
+def test_a_boost_counted_twice_under_two_names_is_found() -> None:
+    (found,) = detectors.counted_twice("boost", nbest([1.0, 2.0], "list", "bonus"), [scores("list_again", [1.0, 2.0])])
+    assert "'list' and 'list_again'" in found.where
+    (scaled,) = detectors.counted_twice("boost", nbest([1.0, 2.0]), [scores("other", [0.5, 1.0])])
+    assert "factor 2" in scaled.got
+
+
+def test_one_source_in_two_places_is_found() -> None:
+    (found,) = detectors.counted_twice("rescoring", nbest([1.0, 2.0]), [scores("ctc", [3.0, 4.0])])
+    assert "source 'ctc' stands in the recogniser's own scores" in found.got
+
+
+def test_different_scores_missing_scores_and_constants_are_no_finding() -> None:
+    assert not list(detectors.counted_twice("a", nbest([-1.0, -2.0, -3.0]), [scores("lm", [-1.0, -2.0, -4.0])]))
+    assert not list(detectors.counted_twice("a", nbest([-1.0, -2.0]), [scores("lm", [None, None])]))
+    assert not list(detectors.counted_twice("a", nbest([0.0, 0.0]), [scores("lm", [0.0, 0.0])]))
+
+
+# -- the report
+
+
+def test_findings_stand_on_the_page_in_json_and_on_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = made_run(12)
+    short = {**run.transcripts, "lm_rescoring": run.transcripts["lm_rescoring"].slice(0, 9)}
+    extra = detectors.Finding(
+        severity="note", name="audit", what="<b>said</b>", where="x", got="y", expected="z", remedy="."
+    )
+    with caplog.at_level(logging.WARNING, logger="ctxasr_ray"):
+        write_report(tmp_path, title="x", **(run.arguments() | {"transcripts": short}), findings=[extra])
+    assert "A system leaves utterances out (system 'lm_rescoring'" in caplog.text
+    page = (tmp_path / "index.html").read_text()
+    assert "A system leaves utterances out" in page
+    assert "&lt;b&gt;said" in page
+    names = [row["name"] for row in json.loads((tmp_path / "findings.json").read_text())]
+    assert {"audit", "left_out"} <= set(names)
+
+
+def test_a_run_without_faults_has_no_section_of_findings(tmp_path: Path) -> None:
+    run = made_run(12)
+    perfect = {
+        name: made_transcripts(run.utterances["utterance_id"].to_pylist(), run.utterances["reference"].to_pylist())
+        for name in run.transcripts
+    }
+    page = write_report(tmp_path, title="x", **(run.arguments() | {"transcripts": perfect})).read_text()
+    assert 'id="findings"' not in page
+    assert json.loads((tmp_path / "findings.json").read_text()) == []
