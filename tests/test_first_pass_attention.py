@@ -17,6 +17,8 @@ from ctxasr_ray.models.seq2seq import Seq2SeqModel
 from ctxasr_ray.nbest import Hypothesis, NBest, hypotheses_table, read_nbest, score_matrix
 from ctxasr_ray.schema import TABLES
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
+from ctxasr_ray.search.ctc_alignment import ctc_alignments
+from ctxasr_ray.search.ctc_forced import ctc_forward_score
 from ctxasr_ray.stage import Costs, StageConfig, identity
 
 torch.set_num_threads(1)
@@ -68,7 +70,8 @@ def run(config: AttentionConfig, table: pa.Table) -> tuple[list[NBest], Costs]:
 
 def words_of_letters(recogniser: Seq2SeqModel, ids: Sequence[int]) -> list[int]:
     """By hand: every token of the tiny models is one letter or a space."""
-    words, inside = [], False
+    words: list[int] = []
+    inside = False
     for letter in recogniser.tokens._tokenizer.convert_ids_to_tokens(list(ids)):
         started = not inside and letter != " "
         inside = letter != " "
@@ -103,7 +106,51 @@ def test_lists_are_distinct_best_first_and_score_as_their_columns_say(model: str
     assert costs.counters["hypotheses"] == sum(len(n.hypotheses) for n in nbests)
     assert costs.counters["audio_ms"] == round(1000 * sum(LENGTHS_S))
     assert costs.counters["decoder_steps"] > 0
-    assert set(costs.seconds) == {"decode", "model", "search"}
+    assert set(costs.seconds) == {"decode", "model", "search", "times"}
+
+
+def test_tokens_have_times_in_order_within_the_utterance(model: str, recordings: list[str]) -> None:
+    nbests, costs = run(AttentionConfig(model=model, max_tokens=12), utterances(recordings))
+    for nbest, length_s in zip(nbests, LENGTHS_S, strict=True):
+        for h in nbest.hypotheses:
+            starts, ends = np.array(h.token_start_s), np.array(h.token_end_s)
+            assert len(starts) == len(ends) == len(h.token_ids or ())
+            assert (starts <= ends).all()
+            assert (ends[:-1] == starts[1:]).all(), "a token lasts until the next begins"
+            assert (starts >= 0).all()
+            assert (ends < length_s + 0.1).all()
+    assert "times" in costs.seconds
+
+
+def test_a_ctc_head_gives_times_and_a_score_of_its_own(tmp_path: Path, recordings: list[str]) -> None:
+    made = tiny_seq2seq.make("whisper", tmp_path, ends_like="o")
+    without = AttentionConfig(model=str(made))
+    before = without.fingerprint()
+    tiny_seq2seq.add_ctc_head(made, spread=0.3, blank=9.0)
+    assert without.fingerprint() != before
+    recogniser = Seq2SeqModel(resolve(str(made)))
+    joint, _ = run(AttentionConfig(model=str(made), ctc_weight=0.4, max_tokens=12), utterances(recordings))
+    compared = 0
+    for nbest, path in zip(joint, recordings, strict=True):
+        waveform = soundfile.read(path, dtype="float32")[0]
+        states = recogniser.encode([waveform])[0]
+        frames = recogniser.ctc_log_probs(states, recogniser.num_frames(states, len(waveform)))
+        for h in nbest.hypotheses:
+            assert h.token_ids is not None
+            assert [s.source for s in h.scores] == ["attention", "attention/eos", "attention_ctc"]
+            forced = ctc_forward_score(frames, h.token_ids, recogniser.ctc_blank_id).log_prob
+            assert h.scores[2].log_prob == pytest.approx(forced, abs=1e-3)
+            (alignment,) = ctc_alignments(frames, [h.token_ids], recogniser.ctc_blank_id)
+            assert alignment is not None
+            np.testing.assert_allclose(h.token_start_s or [], alignment.start_frame * 0.02, atol=1e-6)
+            np.testing.assert_allclose(h.token_end_s or [], alignment.end_frame * 0.02, atol=1e-6)
+            ended = 0.6 * (h.scores[0].log_prob + h.scores[1].log_prob) + 0.4 * h.scores[2].log_prob
+            if h.search_score == pytest.approx(ended, abs=1e-3):
+                compared += 1
+    assert compared > 2, "a hypothesis that ended is ranked by the weighted sum of its two scores"
+    plain, _ = run(without, utterances(recordings))
+    assert [s.source for s in plain[0].hypotheses[0].scores] == ["attention", "attention/eos"]
+    assert [h.text for h in plain[0].hypotheses] != [h.text for h in joint[0].hypotheses]
 
 
 def test_results_do_not_depend_on_the_batch(model: str, recordings: list[str]) -> None:
@@ -196,3 +243,5 @@ def test_the_identity_is_what_changes_numbers(whisper: str) -> None:
     path.write_text(original)
     with pytest.raises(ValueError, match="expected 1 to beam_size"):
         AttentionConfig(model=whisper, beam_size=2)
+    with pytest.raises(ValueError, match=r"ctc_weight is 1\.0; expected 0 or more, and less than 1"):
+        AttentionConfig(model=whisper, ctc_weight=1.0)

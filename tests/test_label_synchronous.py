@@ -12,6 +12,7 @@ from transformers import GenerationMixin
 
 from ctxasr_ray.models.checkpoint import resolve
 from ctxasr_ray.models.seq2seq import Seq2SeqModel
+from ctxasr_ray.search.ctc_forced import ctc_forward_score
 from ctxasr_ray.search.label_synchronous import LabelHypothesis, LabelSynchronousSearch
 
 torch.set_num_threads(1)
@@ -179,3 +180,76 @@ def test_what_reaches_the_limit_stays_and_says_so(tmp_path: Path) -> None:
         assert h.score == pytest.approx(h.token_log_probs.sum())
         assert np.isfinite(h.eos_log_prob)
     assert max(len(h.token_ids) for h in searched(model, waveform, 2, 500)) == 39, "40 positions, one is the prompt's"
+
+
+@pytest.mark.parametrize("ctc_weight", [0.3, 0.8])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_wide_joint_beam_is_exhaustive_enumeration(seed: int, ctc_weight: float, tmp_path: Path) -> None:
+    made = tiny_seq2seq.make("whisper", tmp_path, letters="ab", ends_like="a")
+    model = Seq2SeqModel(resolve(str(tiny_seq2seq.add_ctc_head(made, seed))))
+    waveform = tiny_seq2seq.noises([0.08])[0]  # 4 frames: some texts are too long for the CTC head, "aaa" is
+    states = model.encode([waveform])[0]
+    frames = model.ctc_log_probs(states, model.num_frames(states, len(waveform)))
+    assert frames.shape[0] == 4
+    prompt = model.tokens.prompt(None)
+    letters = [int(i) for i in np.flatnonzero(~model.tokens.suppressed) if i != tiny_seq2seq.END]
+    texts = [np.array(t, np.int32) for n in range(4) for t in itertools.product(letters, repeat=n)]
+    forced = model.forced_scores(states, prompt, texts)
+    prefixes = ctc_of_all_that_begin_with(frames, model.ctc_blank_id, texts)
+    scores = {}
+    for i, text in enumerate(texts):
+        whole = ctc_forward_score(frames, text, model.ctc_blank_id).log_prob
+        ctc = prefixes[i] if len(text) == 3 else whole
+        if ctc is not None:
+            attended = forced.log_probs[i] + (0.0 if len(text) == 3 else forced.eos_log_probs[i])
+            scores[tuple(text.tolist())] = (1 - ctc_weight) * attended + ctc_weight * ctc
+    assert len(scores) < len(texts)
+    search = LabelSynchronousSearch(model, beam_size=2 * len(texts), max_tokens=3, ctc_weight=ctc_weight)
+    found = search.search(states, prompt, [frames])[0]
+    assert [tuple(h.token_ids.tolist()) for h in found] == sorted(scores, key=lambda text: -scores[text])
+    assert [h.score for h in found] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-4)
+    for h in found:
+        i = next(i for i, text in enumerate(texts) if text.tolist() == h.token_ids.tolist())
+        assert h.token_log_probs.sum() == pytest.approx(forced.log_probs[i], abs=1e-4), "the attention's own, apart"
+        assert h.eos_log_prob == pytest.approx(forced.eos_log_probs[i], abs=1e-4)
+    alone = LabelSynchronousSearch(model, beam_size=2 * len(texts), max_tokens=3).search(states, prompt)[0]
+    assert alone[0].token_ids.tolist() != found[0].token_ids.tolist() or seed != 1
+
+
+def ctc_of_all_that_begin_with(frames: np.ndarray, blank_id: int, texts: list[np.ndarray]) -> list[float | None]:
+    """ln P of all texts with each beginning, by writing out every path over all labels."""
+    probs = np.exp(frames.astype(np.float64))
+    usable = sorted({blank_id, *(int(t) for text in texts for t in text)})
+    rest = [v for v in range(probs.shape[1]) if v not in usable]
+    probs = np.concatenate([probs[:, usable], probs[:, rest].sum(1, keepdims=True)], axis=1)  # the rest as one label
+    totals = [0.0] * len(texts)
+    for path in itertools.product(range(len(usable) + 1), repeat=len(probs)):
+        names = [usable[v] if v < len(usable) else -2 for v in path]
+        text = [a for a, b in zip(names, [None, *names], strict=False) if a not in (b, blank_id)]
+        p = float(np.prod(probs[range(len(probs)), path]))
+        for i, beginning in enumerate(texts):
+            if text[: len(beginning)] == beginning.tolist():
+                totals[i] += p
+    return [float(np.log(total)) if total else None for total in totals]
+
+
+def test_joint_searches_together_are_as_alone(tmp_path: Path) -> None:
+    made = tiny_seq2seq.add_ctc_head(tiny_seq2seq.make("whisper", tmp_path, ends_like="o"), spread=0.3)
+    model = Seq2SeqModel(resolve(str(made)))
+    waveforms = tiny_seq2seq.noises([0.3, 0.7, 1.1, 1.9])
+    states = model.encode(waveforms)
+    frames = [
+        model.ctc_log_probs(own, model.num_frames(own, len(waveform)))
+        for own, waveform in zip(states, waveforms, strict=True)
+    ]
+    search = LabelSynchronousSearch(model, beam_size=5, max_tokens=20, ctc_weight=0.4)
+    prompt = model.tokens.prompt(None)
+    together = search.search(torch.cat(states), prompt, frames)
+    for own, one, state in zip(together, frames, states, strict=True):
+        same(own, search.search(state, prompt, [one])[0])
+        assert [h.score for h in own] == sorted([h.score for h in own], reverse=True)
+
+
+def test_a_model_without_a_ctc_head_has_no_ctc_score(model: Seq2SeqModel) -> None:
+    with pytest.raises(ValueError, match=r"ctc_weight is 0\.3, but model .* has no CTC head"):
+        LabelSynchronousSearch(model, beam_size=4, max_tokens=8, ctc_weight=0.3)

@@ -67,8 +67,8 @@ def test_many_texts_in_bounded_passes_score_as_few(model: Seq2SeqModel, monkeypa
     texts, prompt = model.tokens.encode(TEXTS), model.tokens.prompt(None)
     states = model.encode(tiny_seq2seq.noises([0.9]))[0]
     whole = model.forced_scores(states, prompt, texts)
-    monkeypatch.setattr("ctxasr_ray.models.seq2seq.MAX_NODES", 12)
-    monkeypatch.setattr("ctxasr_ray.models.seq2seq.LOGITS_LIMIT_BYTES", 4 * model.num_outputs * 3)
+    monkeypatch.setattr("ctxasr_ray.models.seq2seq_forced.MAX_NODES", 12)
+    monkeypatch.setattr("ctxasr_ray.models.seq2seq_forced.LOGITS_LIMIT_BYTES", 4 * model.num_outputs * 3)
     parts = model.forced_scores(states, prompt, texts)
     np.testing.assert_allclose(parts.log_probs, whole.log_probs, atol=1e-4)
     np.testing.assert_allclose(parts.eos_log_probs, whole.eos_log_probs, atol=1e-4)
@@ -138,7 +138,7 @@ def test_a_model_without_languages_takes_none(model: Seq2SeqModel) -> None:
     with pytest.raises(ValueError, match="language 'en': the model has no language tokens"):
         model.tokens.prompt("en")
     with pytest.raises(ValueError, match="no token for text that came before"):
-        load_seq2seq(model._name, before="a cab")
+        load_seq2seq(model.name, before="a cab")
 
 
 def test_a_directory_that_does_not_fit_is_refused(multilingual: Path, tmp_path: Path) -> None:

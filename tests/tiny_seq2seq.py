@@ -9,6 +9,8 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from ctxasr_ray.models.attention import CTC_HEAD, make_head, save_head
+
 LETTERS = "abcdefghijklmnop"
 SPECIAL = (
     "<pad>",
@@ -141,6 +143,19 @@ def make(
     model.save_pretrained(directory)
     extractor.save_pretrained(directory)
     words.save_pretrained(directory)
+    return directory
+
+
+def add_ctc_head(directory: Path, seed: int = 0, spread: float = 1.0, blank: float = 0.0) -> Path:
+    """Gives a model a random CTC head over its tokens, sure enough of itself that frames differ."""
+    model = tf.AutoModelForSpeechSeq2Seq.from_pretrained(directory)
+    torch.manual_seed(seed)
+    head = make_head(model)
+    with torch.no_grad():
+        head.weight.normal_(0, spread)
+        head.bias.zero_()
+        head.bias[0] = blank  # <pad>
+    save_head(head, directory / CTC_HEAD)
     return directory
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pyarrow as pa
 
 from ctxasr_ray.first_pass.lists import check_list_size, failed, not_finite
+from ctxasr_ray.first_pass.token_times import Encoded, Span, token_times
 from ctxasr_ray.models.recogniser import Seq2SeqOptions
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
 from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
@@ -18,7 +19,8 @@ from ctxasr_ray.stage import Costs, Resources, runtime_field
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    import numpy.typing as npt
 
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
     from ctxasr_ray.search.label_synchronous import LabelHypothesis, LabelSynchronousSearch
@@ -29,7 +31,7 @@ class AttentionConfig(Seq2SeqOptions):
     """First pass with an attention recogniser from a Hugging Face directory or hub id."""
 
     NAME: ClassVar[str] = "attention"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": (*COLUMNS, "language")}
     WRITES: ClassVar[str] = "hypotheses"
 
@@ -42,6 +44,9 @@ class AttentionConfig(Seq2SeqOptions):
     max_tokens: int = 224
     """Longest text; hypotheses that reach it stay without having ended, and are counted as `unended`. The decoder's
     positions may allow fewer."""
+    ctc_weight: float = 0.0
+    """Share of the CTC head's score in what the search ranks by, in [0, 1); needs a model with such a head. The text's
+    exact score by that head then stands in `scores` as `<source>_ctc`."""
     length_penalty: float = 0.0
     """Hypotheses are ranked by their sum over length ** this; 0 ranks by the sum."""
     batch_size: int = runtime_field(0)
@@ -57,6 +62,8 @@ class AttentionConfig(Seq2SeqOptions):
                 f"max_tokens is {self.max_tokens}, batch_size {self.batch_size}, length_penalty {self.length_penalty}; "
                 "expected at least 1, 0 and 0."
             )
+        if not 0 <= self.ctc_weight < 1:
+            raise ValueError(f"ctc_weight is {self.ctc_weight}; expected 0 or more, and less than 1.")
 
     def build(self) -> "AttentionFirstPass":
         """Loads the model and checks that it can be started as asked and stepped through exactly."""
@@ -64,7 +71,11 @@ class AttentionConfig(Seq2SeqOptions):
 
         model = self.load()
         search = LabelSynchronousSearch(
-            model, beam_size=self.beam_size, max_tokens=self.max_tokens, length_penalty=self.length_penalty
+            model,
+            beam_size=self.beam_size,
+            max_tokens=self.max_tokens,
+            length_penalty=self.length_penalty,
+            ctc_weight=self.ctc_weight,
         )
         return AttentionFirstPass(self, model, search)
 
@@ -114,49 +125,85 @@ class AttentionFirstPass:
         waveforms = [heard.samples for heard, _ in batch if heard.samples is not None]
         costs.count("audio_ms", sum(round(1000 * len(w) / self._model.sample_rate_hz) for w in waveforms))
         with costs.timed("model"):
-            states = self._model.encode(waveforms)
+            heard = self._hear(waveforms)
         together: dict[tuple[int, bytes, int], list[int]] = {}
         for place, (_, prompt) in enumerate(batch):
             apart = 0 if self._model.many_utterances else place
-            together.setdefault((states[place].shape[1], prompt.tobytes(), apart), []).append(place)
+            together.setdefault((heard[place].states.shape[1], prompt.tobytes(), apart), []).append(place)
         for places in together.values():
+            prompt = batch[places[0]][1]
             with costs.timed("search"):
-                found = self._found([states[p] for p in places], batch[places[0]][1], costs)
+                found = self._found([heard[p] for p in places], prompt, costs)
             for place, own in zip(places, found, strict=True):
                 row = batch[place][0].row
-                nbests[row] = self._nbest(nbests[row].utterance_id, own, costs)
+                nbests[row] = self._nbest(nbests[row].utterance_id, own, heard[place], prompt, costs)
 
-    def _found(self, states: "Sequence[torch.Tensor]", prompt: Int32, costs: Costs) -> "list[list[LabelHypothesis]]":
+    def _hear(self, waveforms: "Sequence[npt.NDArray[np.float32]]") -> list[Encoded]:
+        encoded = []
+        for states_1TD, waveform in zip(self._model.encode(waveforms), waveforms, strict=True):
+            num_frames = self._model.num_frames(states_1TD, len(waveform))
+            ctc = self._model.ctc_log_probs(states_1TD, num_frames) if self._model.has_ctc_head else None
+            encoded.append(Encoded(states_1TD, num_frames, ctc))
+        return encoded
+
+    def _found(self, heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> "list[list[LabelHypothesis]]":
         import torch
 
         before = self._search.steps
-        found = self._search.search(torch.cat(list(states)), prompt)
+        ctc = [one.ctc_log_probs for one in heard if one.ctc_log_probs is not None]
+        found = self._search.search(torch.cat([one.states for one in heard]), prompt, ctc)
         costs.count("decoder_steps", self._search.steps - before)
         return found
 
-    def _nbest(self, utterance_id: str, found: "Sequence[LabelHypothesis]", costs: Costs) -> NBest:
+    def _nbest(
+        self, utterance_id: str, found: "Sequence[LabelHypothesis]", heard: Encoded, prompt: Int32, costs: Costs
+    ) -> NBest:
         if not found:
             return failed(utterance_id, ("model_limit", not_finite(self._config.dtype)))
         distinct: dict[str, LabelHypothesis] = {}
         for one in found:
             distinct.setdefault(self._model.tokens.text(one.token_ids), one)
         kept = list(distinct.items())[: self._config.num_hypotheses]
+        with costs.timed("times"):
+            times = token_times(self._model, heard, prompt, [one.token_ids for _, one in kept])
         costs.count("hypotheses", len(kept))
         costs.count("unended", sum(not one.ended for _, one in kept))
         costs.count("labellings_of_equal_text", len(found) - len(distinct))
-        return NBest(utterance_id=utterance_id, hypotheses=[self._hypothesis(*own) for own in kept])
+        ctc = self._ctc_scores([one for _, one in kept], heard)
+        return NBest(
+            utterance_id=utterance_id,
+            hypotheses=[
+                self._hypothesis(text, one, span, score)
+                for (text, one), span, score in zip(kept, times, ctc, strict=True)
+            ],
+        )
 
-    def _hypothesis(self, text: str, found: "LabelHypothesis") -> Hypothesis:
+    def _ctc_scores(self, found: "Sequence[LabelHypothesis]", heard: Encoded) -> list[tuple[Score, ...]]:
+        """The exact score of every text by the CTC head, where the search used it; none for a text that it excludes."""
+        from ctxasr_ray.search.ctc_forced import ctc_forward_scores
+
+        if not self._config.ctc_weight or heard.ctc_log_probs is None:
+            return [()] * len(found)
+        source, blank_id = f"{self._config.source}_ctc", self._model.ctc_blank_id
+        scores = ctc_forward_scores(heard.ctc_log_probs, [one.token_ids for one in found], blank_id)
+        return [
+            () if s.log_prob is None else (Score(source=source, kind="log_prob", log_prob=s.log_prob),) for s in scores
+        ]
+
+    def _hypothesis(self, text: str, found: "LabelHypothesis", span: Span | None, ctc: tuple[Score, ...]) -> Hypothesis:
         source = self._config.source
         return Hypothesis(
             text=text,
             token_ids=found.token_ids.tolist(),
             token_log_probs=found.token_log_probs.tolist(),
             token_entropies=found.token_entropies.tolist(),
+            token_start_s=None if span is None else span.start_s.tolist(),
+            token_end_s=None if span is None else span.end_s.tolist(),
             token_words=self._model.tokens.words(found.token_ids),
             scores=(
                 Score(source=source, kind="log_prob", log_prob=float(found.token_log_probs.sum())),
                 Score(source=f"{source}/eos", kind="log_prob", log_prob=found.eos_log_prob),
+                *ctc,
             ),
             search_score=found.score,
         )

@@ -119,7 +119,7 @@ def load(checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu")
         extractor = WhisperFeatureExtractor.from_pretrained(str(checkpoint.directory), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model '{checkpoint.name}': no Whisper feature extractor can be read: {error}") from error
-    head = _load_head(checkpoint.directory / CTC_HEAD, model)
+    head = load_head(checkpoint.directory / CTC_HEAD, model)
     return AttentionModel(model, head, load_tokenizer(checkpoint), extractor)
 
 
@@ -127,7 +127,7 @@ def make_head(model: Any) -> "torch.nn.Linear":
     """Makes a CTC head for a model, with random weights."""
     import torch
 
-    return torch.nn.Linear(model.config.d_model, model.config.vocab_size)
+    return torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
 
 
 def save_head(head: "torch.nn.Linear", path: Path) -> None:
@@ -138,7 +138,12 @@ def save_head(head: "torch.nn.Linear", path: Path) -> None:
     path.chmod(0o644)  # safetensors writes for the owner alone
 
 
-def _load_head(path: Path, model: Any) -> "torch.nn.Linear | None":
+def load_head(path: Path, model: Any) -> "torch.nn.Linear | None":
+    """Reads the CTC head of a model; None where there is no such file.
+
+    Raises:
+        ValueError: a head of another size; names the file.
+    """
     from safetensors.torch import load_file
 
     if not path.is_file():

@@ -2,12 +2,12 @@
 
 Every utterance goes through its own feature extractor alone: Whisper pads it to its fixed window, others do not pad.
 Only features of equal length share an encoder pass, so no utterance hears another one or its padding.
-Letters: U utterances, T encoder positions, D width, N texts, P prompt, n nodes, R rows, Q scores, V vocabulary.
+Letters: U utterances, T encoder positions, D width, L tokens of a text, P prompt, V vocabulary, H heads.
 """
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,22 +17,21 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq
 from transformers.modeling_outputs import BaseModelOutput
 
-from ctxasr_ray.models.checkpoint import Checkpoint, check_vocabulary, load_model, load_tokenizer
+from ctxasr_ray.models.attention import ctc_frames, load_head
+from ctxasr_ray.models.checkpoint import CTC_HEAD, Checkpoint, check_vocabulary, load_model, load_tokenizer
 from ctxasr_ray.models.seq2seq_decoding import Decoding, RowDecoding, TreeDecoding
+from ctxasr_ray.models.seq2seq_forced import ForcedScores, TeacherForcing
 from ctxasr_ray.models.seq2seq_tokens import Seq2SeqTokens
 from ctxasr_ray.recordings import CUT_OR_RAISE, Limits
-from ctxasr_ray.token_tree import Int32, merge
+from ctxasr_ray.token_tree import Int32
 
 Waveform = npt.NDArray[np.float32]
 
-LOGITS_LIMIT_BYTES: Final = 64 * 2**20
-"""Largest logits buffer of a forced score."""
-MAX_NODES: Final = 2048
-"""Tokens in one pass of forced texts; the mask grows with their square."""
 PROBE_TOLERANCE: Final = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """Largest difference between our steps and the whole model, relative to the spread of its logits; a wrong position or
 mask differs by more than the spread itself."""
 _MIN_S: Final = 0.1
+_DURATION_PROBE_S: Final = (1, 3)
 _log = logging.getLogger(__name__)
 
 
@@ -41,21 +40,6 @@ class _States(BaseModelOutput):  # type: ignore[misc]  # transformers is untyped
     """Encoder output with the field that some models ask for."""
 
     attention_mask: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ForcedScores:
-    """What the recogniser says of given texts, in nats.
-
-    Args:
-        log_probs: (N,) float64 sum over the text's tokens, without prompt and end; 0.0 for an empty text.
-        eos_log_probs: (N,) float64 of the end behind the text.
-        reasons: (N,) None, or why a text has no score (which is then nan).
-    """
-
-    log_probs: npt.NDArray[np.float64]
-    eos_log_probs: npt.NDArray[np.float64]
-    reasons: list[str | None]
 
 
 class Seq2SeqModel:
@@ -78,11 +62,15 @@ class Seq2SeqModel:
     """Longest audio that the feature extractor takes; None where it sets no limit."""
     max_positions: int
     """Longest prompt and text together."""
+    frame_duration_s: float
+    """Seconds from one encoder position to the next."""
+    ctc_blank_id: int
+    """Of the CTC head, where there is one."""
     refusal: str | None
     """Why beams are rows of a batch instead of a tree; None where the tree is used."""
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu", **options: Any) -> None:
-        self._name, self._dtype_name = checkpoint.name, dtype
+        self.name, self._dtype_name = checkpoint.name, dtype
         self._model = load_model(AutoModelForSpeechSeq2Seq, checkpoint, dtype=getattr(torch, dtype)).to(device)
         self._encoder, self._decoder = self._model.get_encoder(), self._model.get_decoder()
         self._head = self._model.get_output_embeddings()
@@ -107,6 +95,20 @@ class Seq2SeqModel:
             getattr(config, "max_target_positions", None) or decoder_config.max_position_embeddings
         )
         self._decoding, self.refusal = self._probe()
+        self._forcing = TeacherForcing(
+            self._decoder,
+            self._head,
+            in_tree=self.refusal is None,
+            eos_id=self.tokens.eos_id,
+            max_positions=self.max_positions,
+        )
+        num_layers, num_heads = len(self._decoder.layers), int(decoder_config.num_attention_heads)
+        self._alignment_heads = getattr(self._model.generation_config, "alignment_heads", None) or [
+            (layer, head) for layer in range(num_layers // 2, num_layers) for head in range(num_heads)
+        ]
+        self._ctc_head = load_head(checkpoint.directory / CTC_HEAD, self._model)
+        self.ctc_blank_id = int(config.pad_token_id)
+        self.frame_duration_s = self._frame_duration(config)
         if self.refusal:
             _log.warning("%s: beams are rows of a batch, not a tree: %s", checkpoint.name, self.refusal)
 
@@ -156,7 +158,7 @@ class Seq2SeqModel:
         num_tokens = len(self.tokens.prompt(language))
         if num_tokens >= self.max_positions:
             raise ValueError(
-                f"model '{self._name}': the prompt has {num_tokens} tokens, prompt and text together may have "
+                f"model '{self.name}': the prompt has {num_tokens} tokens, prompt and text together may have "
                 f"{self.max_positions}; shorten the prompt."
             )
 
@@ -170,95 +172,46 @@ class Seq2SeqModel:
         decoding: Decoding = self._decoding(self._decoder, self._head, states_UTD)
         return decoding
 
-    @torch.inference_mode()
     def forced_scores(self, states_1TD: torch.Tensor, prompt: Int32, texts: Sequence[Int32]) -> ForcedScores:
-        """Exact scores of given texts by teacher forcing; equal beginnings are forwarded once.
+        """Exact scores of given texts, as `TeacherForcing.scores`."""
+        return self._forcing.scores(states_1TD, prompt, texts)
+
+    def attention(
+        self, states_1TD: torch.Tensor, prompt: Int32, texts: Sequence[Int32]
+    ) -> list[npt.NDArray[np.float32]] | None:
+        """Per text (H, L + 1, T) weights of the heads that follow the audio, as `TeacherForcing.attention`.
+
+        These are the `alignment_heads` of the generation config; without them all heads of the upper half of the
+        decoder's layers, as Whisper has it. None if the decoder hands out no weights.
+        """
+        heads = [(int(layer), int(head)) for layer, head in self._alignment_heads]
+        return self._forcing.attention(states_1TD, prompt, texts, heads)
+
+    @property
+    def has_ctc_head(self) -> bool:
+        """Whether `ctc_log_probs` can be asked."""
+        return self._ctc_head is not None
+
+    @torch.inference_mode()
+    def ctc_log_probs(self, states_1TD: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
+        """(T, V) log-softmax of the CTC head over the tokens of the decoder, in nats, blank at `ctc_blank_id`.
 
         Args:
             states_1TD: Of one utterance, from `encode`.
-            prompt: (P,) from `Seq2SeqTokens.prompt`.
-            texts: N token sequences, without end.
+            num_frames: From `num_frames`; what is behind is padding that the head never learned.
         """
-        reasons: list[str | None] = [self._limit(len(prompt) + len(text)) for text in texts]
-        log_probs, eos_log_probs = np.full(len(texts), np.nan), np.full(len(texts), np.nan)
-        for group in self._groups(texts, reasons):
-            chosen = [texts[i] for i in group]
-            paths, hidden_RD = self._forced(states_1TD, prompt, chosen)
-            targets = [np.append(text, self.tokens.eos_id).astype(np.int64) for text in chosen]
-            values = self._read(hidden_RD, np.concatenate(paths), np.concatenate(targets))
-            for i, own in zip(group, np.split(values, np.cumsum([len(p) for p in paths])[:-1]), strict=True):
-                log_probs[i], eos_log_probs[i] = own[:-1].sum(), own[-1]
-                if not np.isfinite(own).all():
-                    log_probs[i] = eos_log_probs[i] = np.nan
-                    reasons[i] = f"the model's log_probs are not finite in {self._dtype_name}; use dtype float32"
-        return ForcedScores(log_probs, eos_log_probs, reasons)
+        assert self._ctc_head is not None, "asked of a model without CTC head"
+        log_probs_TV: npt.NDArray[np.float32] = (
+            self._ctc_head(states_1TD[0, :num_frames]).float().log_softmax(-1).cpu().numpy()
+        )
+        return log_probs_TV
 
-    def _limit(self, num_positions: int) -> str | None:
-        if num_positions <= self.max_positions:
-            return None
-        return f"model_limit: {num_positions} tokens with the prompt, the decoder takes {self.max_positions}"
-
-    @staticmethod
-    def _groups(texts: Sequence[Int32], reasons: Sequence[str | None]) -> Iterator[list[int]]:
-        """Indices in groups of bounded size, neighbours in the alphabet together."""
-        group: list[int] = []
-        size = 0
-        for i in sorted((i for i in range(len(texts)) if reasons[i] is None), key=lambda i: texts[i].tolist()):
-            if group and size + len(texts[i]) > MAX_NODES:
-                yield group
-                group, size = [], 0
-            group.append(i)
-            size += len(texts[i])
-        if group:
-            yield group
-
-    def _forced(
-        self, states_1TD: torch.Tensor, prompt: Int32, texts: Sequence[Int32]
-    ) -> tuple[list[npt.NDArray[np.int64]], torch.Tensor]:
-        """Per text the rows whose states predict its tokens and its end, and the (R, D) states."""
-        if self.refusal is None:
-            merged = merge(texts, prompt)
-            tree, nodes = merged.tree, np.arange(len(merged.tree), dtype=np.int32)
-            seen = torch.from_numpy(tree.visible(nodes, nodes)).to(self.device)
-            mask = torch.full(seen.shape, torch.finfo(self.dtype).min, dtype=self.dtype, device=self.device)
-            hidden = self._decoder(
-                input_ids=self._ids(tree.tokens[None]),
-                attention_mask=mask.masked_fill_(seen, 0.0)[None, None],
-                position_ids=self._ids(tree.depths[None]),
-                encoder_hidden_states=states_1TD,
-                use_cache=False,
-            ).last_hidden_state[0]
-            last = len(prompt) - 1
-            return [
-                np.concatenate([[last], own[: len(text)]]).astype(np.int64)
-                for own, text in zip(merged.nodes, texts, strict=True)
-            ], hidden
-        rows, paths, start = [], [], 0
-        for text in texts:
-            tokens = np.concatenate([prompt, text])
-            rows.append(
-                self._decoder(
-                    input_ids=self._ids(tokens[None]), encoder_hidden_states=states_1TD, use_cache=False
-                ).last_hidden_state[0]
-            )
-            paths.append(np.arange(start + len(prompt) - 1, start + len(tokens)))
-            start += len(tokens)
-        return paths, torch.cat(rows)
-
-    def _read(
-        self, hidden_RD: torch.Tensor, rows_Q: npt.NDArray[np.int64], tokens_Q: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
-        """(Q,) log-probs of single tokens; the head runs over a bounded number of rows at a time."""
-        needed, local = np.unique(rows_Q, return_inverse=True)
-        values = np.empty(len(rows_Q))
-        step = max(1, LOGITS_LIMIT_BYTES // (4 * self.num_outputs))
-        for start in range(0, len(needed), step):
-            rows = torch.from_numpy(needed[start : start + step]).to(self.device)
-            logits = self._head(hidden_RD[rows]).float()
-            mine = np.flatnonzero((local >= start) & (local < start + step))
-            picked = logits[self._ids(local[mine] - start), self._ids(tokens_Q[mine])]
-            values[mine] = (picked - logits.logsumexp(-1)[self._ids(local[mine] - start)]).cpu().numpy()
-        return values
+    def num_frames(self, states_1TD: torch.Tensor, num_samples: int) -> int:
+        """Encoder positions that hear the utterance and not the padding behind it."""
+        num_positions = int(states_1TD.shape[1])
+        if self.window_s is None:
+            return num_positions
+        return min(num_positions, max(1, ctc_frames(num_samples // int(self._extractor.hop_length))))
 
     def _ids(self, ids: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.asarray(ids, np.int64)).to(self.device)
@@ -268,11 +221,17 @@ class Seq2SeqModel:
         values: torch.Tensor = batch[self._extractor.model_input_names[0]]
         return values
 
+    def _frame_duration(self, config: Any) -> float:
+        if self.window_s is not None:
+            return float(self.window_s / config.max_source_positions)
+        short, long = self.encode([_noise(seconds * self.sample_rate_hz) for seconds in _DURATION_PROBE_S])
+        return (_DURATION_PROBE_S[1] - _DURATION_PROBE_S[0]) / (long.shape[1] - short.shape[1])
+
     def _check_window(self, config: Any) -> None:
         frames, positions = getattr(self._extractor, "nb_max_frames", None), getattr(config, "max_source_positions", 0)
         if frames is not None and frames != 2 * positions:
             raise ValueError(
-                f"model '{self._name}': preprocessor_config.json pads to {frames} frames, the encoder of config.json "
+                f"model '{self.name}': preprocessor_config.json pads to {frames} frames, the encoder of config.json "
                 f"takes {2 * positions} (max_source_positions {positions}); mend chunk_length."
             )
 
@@ -299,7 +258,7 @@ class Seq2SeqModel:
             if off <= PROBE_TOLERANCE[self._dtype_name]:
                 return way, None if way is TreeDecoding else reason
             reason = f"{way.__name__} is off by {off:.2g} of the logits' spread"
-        raise ValueError(f"model '{self._name}': its decoder cannot be stepped through exactly: {reason}.")
+        raise ValueError(f"model '{self.name}': its decoder cannot be stepped through exactly: {reason}.")
 
     def _whole(self, states_1TD: torch.Tensor, path: Sequence[int]) -> torch.Tensor:
         logits: torch.Tensor = self._model(
@@ -308,3 +267,7 @@ class Seq2SeqModel:
             use_cache=False,
         ).logits
         return logits[0, -1].float()
+
+
+def _noise(num_samples: int) -> Waveform:
+    return (0.1 * np.random.default_rng(0).standard_normal(num_samples)).astype(np.float32)

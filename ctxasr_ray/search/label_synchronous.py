@@ -8,12 +8,20 @@ are finished without their end. These are the rules of `GenerationMixin.generate
 A hypothesis' score is the sum of its tokens' log-probs and its end's, over length ** length_penalty (the end counts);
 the penalty is 0 unless the config says so. Log-probs are over the full vocabulary; what is suppressed is not searched,
 and nothing is renormalised for it.
+
+With a CTC head, what ranks is (1 - ctc_weight) * attention + ctc_weight * ln P_ctc(all texts that begin so); an ended
+text has ln P_ctc(the whole text). Candidates are the attention's best `PRE_PRUNED` * B of each beam.
+
+Reference:
+    Watanabe et al. 2017, Hybrid CTC/Attention architecture for end-to-end speech recognition, IEEE JSTSP 11(8), section
+    II-C (ctc_weight is its lambda); keeping both models' sums apart is ours.
+
 Letters: U utterances, B beams, C candidates of a beam, V vocabulary, L tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +30,11 @@ if TYPE_CHECKING:
     import torch
 
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.search.ctc_prefix_scores import CtcPrefixScores
 
+PRE_PRUNED: Final = 4
+"""Candidates of a beam that get a CTC score, in beams: a token behind the attention's best 4 B would have to make up
+with its CTC score for all tokens before it."""
 Float = npt.NDArray[np.float64]
 
 
@@ -36,7 +48,7 @@ class LabelHypothesis:
         token_entropies: (L,) float64, of the distribution that each token was chosen from.
         eos_log_prob: Of the end behind the tokens, whether or not the search ended there.
         ended: Whether the search ended it; otherwise it reached `max_tokens`.
-        score: What it was ranked by; without the end where it did not end.
+        score: What it was ranked by, CTC included; without the end where it did not end.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -63,13 +75,15 @@ class Candidates:
 
     Args:
         tokens: (B, C) ids, best first in each row; C is at least 2B or the vocabulary.
-        log_probs: (B, C) float64; -inf where suppressed.
+        log_probs: (B, C) float64 of the attention; -inf where suppressed.
+        gains: (B, C) float64, what each adds to the score that ranks; the log_probs themselves without CTC.
         eos_log_probs: (B,) float64, whether suppressed or not.
         entropies: (B,) float64.
     """
 
     tokens: npt.NDArray[np.int64]
     log_probs: Float
+    gains: Float
     eos_log_probs: Float
     entropies: Float
 
@@ -111,7 +125,7 @@ class LabelBeam:
             self._finish_unended(candidates)
             return [], []
         totals = np.array([path.total for path in self._paths])
-        scores = (totals[:, None] + candidates.log_probs[: len(totals)]).ravel()
+        scores = (totals[:, None] + candidates.gains[: len(totals)]).ravel()
         order = np.argsort(-scores, kind="stable")[: 2 * self._size]
         width = candidates.tokens.shape[1]
         tokens: list[int] = []
@@ -124,7 +138,7 @@ class LabelBeam:
             token = int(candidates.tokens[row, column])
             if token == self._eos_id:
                 if rank < self._size:
-                    self._finish(self._paths[row], float(candidates.eos_log_probs[row]), ended=True)
+                    self._finish(self._paths[row], float(candidates.eos_log_probs[row]), total=float(scores[place]))
                 continue
             path = self._paths[row]
             tokens.append(token)
@@ -150,11 +164,13 @@ class LabelBeam:
 
     def _finish_unended(self, candidates: Candidates) -> None:
         for row, path in enumerate(self._paths):
-            self._finish(path, float(candidates.eos_log_probs[row]), ended=False)
+            self._finish(path, float(candidates.eos_log_probs[row]))
         self._paths, self.done = [], True
 
-    def _finish(self, path: _Path, eos_log_prob: float, *, ended: bool) -> None:
-        total = path.total + (eos_log_prob if ended else 0.0)
+    def _finish(self, path: _Path, eos_log_prob: float, *, total: float | None = None) -> None:
+        """Keeps a path that ended with a total, or that did not end."""
+        ended = total is not None
+        total = path.total if total is None else total
         self._finished.append(
             LabelHypothesis(
                 token_ids=np.array(path.tokens, np.int32),
@@ -177,31 +193,61 @@ class LabelSynchronousSearch:
         beam_size: Hypotheses that go on at each step, and the longest list.
         max_tokens: Longest hypothesis; the decoder's positions may allow fewer.
         length_penalty: 0 ranks by the sum.
+        ctc_weight: Share of the CTC score, in [0, 1).
+
+    Raises:
+        ValueError: a share of a CTC score and a model without CTC head.
     """
 
-    def __init__(self, model: "Seq2SeqModel", *, beam_size: int, max_tokens: int, length_penalty: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: "Seq2SeqModel",
+        *,
+        beam_size: int,
+        max_tokens: int,
+        length_penalty: float = 0.0,
+        ctc_weight: float = 0.0,
+    ) -> None:
         import torch
 
+        if ctc_weight and not model.has_ctc_head:
+            raise ValueError(
+                f"ctc_weight is {ctc_weight}, but model '{model.name}' has no CTC head; set it to 0, or give a model "
+                "with one (ctc_head.safetensors, as a joint training writes it)."
+            )
+
         self._model, self._size, self._max_tokens = model, beam_size, max_tokens
-        self._penalty = length_penalty
+        self._penalty, self._ctc_weight = length_penalty, ctc_weight
+        self._num_candidates = (PRE_PRUNED if ctc_weight else 2) * beam_size
         tokens = model.tokens
         self._never_V = torch.from_numpy(tokens.suppressed).to(model.device)
         self._not_first_V = torch.from_numpy(tokens.suppressed | tokens.begin_suppressed).to(model.device)
         self.steps = 0
         """Decoder passes so far."""
 
-    def search(self, states_UTD: "torch.Tensor", prompt: npt.NDArray[np.int32]) -> list[list[LabelHypothesis]]:
+    def search(
+        self,
+        states_UTD: "torch.Tensor",
+        prompt: npt.NDArray[np.int32],
+        ctc_log_probs: Sequence[npt.NDArray[np.float32]] = (),
+    ) -> list[list[LabelHypothesis]]:
         """The lists of some utterances, each as it would be alone.
 
         Args:
             states_UTD: Encoder states of equal length; one utterance only where the model steps in rows.
             prompt: (P,) the same for all.
+            ctc_log_probs: U arrays (T, V) from `Seq2SeqModel.ctc_log_probs`; read only with a `ctc_weight`.
         """
         import torch
+
+        from ctxasr_ray.search.ctc_prefix_scores import CtcPrefixScores
 
         limit = min(self._max_tokens, self._model.max_positions - len(prompt))
         assert limit >= 1, "the model refuses a prompt without room for a text when it is loaded"
         beams = [LabelBeam(self._size, limit, self._model.tokens.eos_id, self._penalty) for _ in states_UTD]
+        prefixes: list[CtcPrefixScores | None] = [None] * len(beams)
+        if self._ctc_weight:
+            prefixes = [CtcPrefixScores(own, self._model.ctc_blank_id) for own in ctc_log_probs]
         running = list(range(len(beams)))
         with torch.inference_mode():
             decoding = self._model.decode(states_UTD)
@@ -210,7 +256,7 @@ class LabelSynchronousSearch:
             never_V = self._not_first_V
             while True:
                 self.steps += 1
-                candidates = self._candidates(logits_UBV, never_V)
+                candidates = self._candidates(logits_UBV, never_V, [prefixes[u] for u in running])
                 steps = [beams[u].advance(own) for u, own in zip(running, candidates, strict=True)]
                 going = [row for row, u in enumerate(running) if not beams[u].done]
                 if not going:
@@ -218,7 +264,11 @@ class LabelSynchronousSearch:
                 if len(going) < len(running):
                     decoding.keep(torch.tensor(going, device=states_UTD.device))
                     running = [running[row] for row in going]
-                tokens_UB, parents_UB = self._rows([steps[row] for row in going])
+                steps = [steps[row] for row in going]
+                for u, step in zip(running, steps, strict=True):
+                    if (scores := prefixes[u]) is not None:
+                        scores.advance(*step)
+                tokens_UB, parents_UB = self._rows(steps)
                 logits_UBV = decoding.advance(tokens_UB.to(states_UTD.device), parents_UB.to(states_UTD.device))
                 never_V = self._never_V
 
@@ -231,14 +281,32 @@ class LabelSynchronousSearch:
         both = torch.tensor(padded, dtype=torch.int64)
         return both[:, 0], both[:, 1]
 
-    def _candidates(self, logits_UBV: "torch.Tensor", never_V: "torch.Tensor") -> list[Candidates]:
+    def _candidates(
+        self, logits_UBV: "torch.Tensor", never_V: "torch.Tensor", prefixes: "Sequence[CtcPrefixScores | None]"
+    ) -> list[Candidates]:
         normalisers_UB = logits_UBV.logsumexp(-1)
         shifted_UBV = logits_UBV - normalisers_UB[:, :, None]
         entropies_UB = -(shifted_UBV.exp() * shifted_UBV).sum(-1)
         eos_UB = shifted_UBV[:, :, self._model.tokens.eos_id]
-        best = shifted_UBV.masked_fill(never_V, -float("inf")).topk(min(2 * self._size, shifted_UBV.shape[2]), dim=-1)
+        best = shifted_UBV.masked_fill(never_V, -float("inf")).topk(
+            min(self._num_candidates, shifted_UBV.shape[2]), dim=-1
+        )
         tokens, log_probs, eos, entropies = (_numpy(t) for t in (best.indices, best.values, eos_UB, entropies_UB))
-        return [Candidates(*own) for own in zip(tokens, log_probs, eos, entropies, strict=True)]
+        gains = [
+            own if scores is None else self._joint(ids, own, scores)
+            for ids, own, scores in zip(tokens, log_probs, prefixes, strict=True)
+        ]
+        return [Candidates(*own) for own in zip(tokens, log_probs, gains, eos, entropies, strict=True)]
+
+    def _joint(self, tokens_BC: npt.NDArray[np.int64], log_probs_BC: Float, prefixes: "CtcPrefixScores") -> Float:
+        """What candidates add to the joint score; the end turns a prefix's CTC score into that of the whole text."""
+        rows = len(prefixes.totals)  # those behind are padding
+        tokens_BC = tokens_BC[:rows]
+        ctc_BC = prefixes.extended(tokens_BC)
+        ended_B1 = prefixes.ended()[:, None]
+        ctc_BC = np.where(tokens_BC == self._model.tokens.eos_id, ended_B1, ctc_BC) - prefixes.totals[:, None]
+        joint: Float = (1 - self._ctc_weight) * log_probs_BC[:rows] + self._ctc_weight * ctc_BC
+        return joint
 
 
 def _numpy(tensor: "torch.Tensor") -> npt.NDArray[Any]:
