@@ -28,9 +28,9 @@ LEVELS = [
     {"search"},
     {"first_pass", "candidates", "scorers", "training"},
     {"distributed", "experiment"},
-    {"pipeline", "progress", "sweep", "opening"},
+    {"pipeline", "progress", "sweep", "opening", "audit"},
     {"recipes"},
-    {"file_commands", "sweep_command"},
+    {"file_commands", "sweep_command", "submit_command"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -10,6 +10,8 @@ from ctxasr_ray.report.drawing import COLOURS, INK, Chart, new_rows, short
 
 Interval = tuple[float, float]
 _MAX_DRAWN = 12
+_PARTS = ("flat", "bootstrap", "ties")
+"""Companion rows of a fit."""
 _COMPANIONS = ("flat", "bootstrap", "ties")
 
 

@@ -11,6 +11,8 @@ from ctxasr_ray.fusion.line_search import Landscape
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.report.drawing import INK, Chart, legend, new_rows, style
 from ctxasr_ray.report.fits import FittedValue, fitted_values
+from ctxasr_ray.stage import Step
+from ctxasr_ray.storage.store import Shard, Store
 
 _MAX_VALUES = 4
 """Weights in one figure."""
@@ -29,6 +31,33 @@ class Tuned:
     tables: Mapping[str, Sequence[pa.Table]]
     """Split -> what the fit read, or would read there: HYPOTHESES, SCORES tables, NBEST_ERRORS. Looking at test is not
     tuning on it."""
+
+
+def read_tuned(store: Store, fits: Mapping[str, Step], shards: Sequence[Shard], limit: int = 4) -> list[Tuned]:
+    """What a finished run has fitted, with the tables behind it.
+
+    Args:
+        store: The run folder.
+        fits: System -> the step that fits its weights.
+        shards: All shards of the run; train is left out.
+        limit: Systems that are read: N-best lists of many of them fill the memory.
+
+    Raises:
+        StoreError: a step is not committed.
+    """
+    found = []
+    for system, step in list(fits.items())[:limit]:
+        if not isinstance(step.config, WeightsConfig):
+            continue
+        parents = [parent for parent in step.inputs if parent.config.WRITES in ("hypotheses", "scores", "nbest_errors")]
+        made = store.gather(step, shards)
+        tables = {}
+        for split in ("dev", "test"):
+            own = [shard for shard in shards if shard.split == split]
+            if own:
+                tables[split] = tuple(store.gather(parent, own) for parent in parents)
+        found.append(Tuned(system=system, config=step.config, fits=made, tables=tables))
+    return found
 
 
 def weight_landscapes(tuned: Tuned) -> Chart | None:
