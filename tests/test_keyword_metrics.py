@@ -28,7 +28,7 @@ def utterances(rows: Sequence[tuple[str | None, Sequence[str] | None]]) -> pa.Ta
 
 
 def transcripts(texts: list[str], error_types: list[str | None] | None = None) -> pa.Table:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"utterance_id": f"u{i}", "text": text, "words": [], "num_unscored": 0, "error_type": error}
         for i, (text, error) in enumerate(zip(texts, error_types or [None] * len(texts), strict=True))
     ]

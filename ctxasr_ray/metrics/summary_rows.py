@@ -226,7 +226,7 @@ class GroupRows:
     def _counts(self, rate: Rate, metric: MetricCounts, system: str, counted: npt.NDArray[np.bool_]) -> dict[str, int]:
         own = self._systems[system]
         sums = {to: int(getattr(metric.counts, name)[counted].sum()) for name, to in rate.count_names.items()}
-        if metric.word_class == "all":
+        if metric.metric in METRICS and metric.word_class == "all":
             sums["empty_references"] = int((metric.counts.reference_length[counted] == 0).sum())
         return sums | {
             "unreferenced_utterances": int((self._members & ~self._has_reference).sum()),
