@@ -26,7 +26,17 @@ import ray  # noqa: E402  # after QUIET, which it reads at import
 import ray.data  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
-__all__ = ["JOIN_S", "Pool", "alive_nodes", "connected", "ray", "refuse_unfit", "refuse_unshared", "unplaced"]
+__all__ = [
+    "JOIN_S",
+    "Pool",
+    "alive_nodes",
+    "connected",
+    "options",
+    "ray",
+    "refuse_unfit",
+    "refuse_unshared",
+    "unplaced",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,18 @@ def unplaced(pools: Sequence[Pool], nodes: Sequence[tuple[dict[str, float], dict
             else:
                 return pool
     return None
+
+
+def options(resources: Resources) -> dict[str, Any]:
+    """What Ray is told of one actor with these resources."""
+    found: dict[str, Any] = {"num_cpus": resources.num_cpus}
+    if resources.num_gpus:
+        found["num_gpus"] = resources.num_gpus
+    if resources.memory_bytes:
+        found["memory"] = resources.memory_bytes
+    if resources.label_selector:
+        found["label_selector"] = dict(resources.label_selector)
+    return found
 
 
 def _asked(resources: Resources) -> str:

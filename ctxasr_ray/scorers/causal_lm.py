@@ -18,6 +18,7 @@ from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
     from ctxasr_ray.models.causal_lm import CausalLm, SequenceScores
+    from ctxasr_ray.models.tree_host import TreeHost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +88,12 @@ class CausalLmConfig:
         )
         check_vocabulary(checkpoint, tokenizer, lm.head.num_outputs)
         return CausalLmScorer(lm, tokens, self.source)
+
+    def host(self) -> "TreeHost":
+        """Loads the same for searches that ask while they work; `stage.HostConfig`."""
+        from ctxasr_ray.models.tree_host import TreeHost
+
+        return TreeHost(self.build().lm)
 
 
 class CausalLmScorer:
