@@ -8,12 +8,21 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
 from ctxasr_ray import audio
-from ctxasr_ray.models.pocketsphinx import ModelLimitError, Trigram, find_model, fingerprint, hear, load, read_samples
+from ctxasr_ray.models.pocketsphinx import (
+    ModelLimitError,
+    Trigram,
+    WordSearch,
+    find_model,
+    fingerprint,
+    hear,
+    load,
+    read_samples,
+)
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
 from ctxasr_ray.search.lattice import read_htk
 from ctxasr_ray.search.lattice_nbest import LatticePath, LatticeSearch
@@ -54,16 +63,50 @@ class PocketSphinxConfig:
 
     def build(self) -> "PocketSphinxFirstPass":
         """Loads the model and teaches it the words."""
-        return PocketSphinxFirstPass(self, load(find_model(self.model), self.words))
+        return PocketSphinxFirstPass(self, WordSearch(load(find_model(self.model), self.words)))
+
+
+class ListConfig(Protocol):
+    """What the stage reads of its config."""
+
+    @property
+    def num_hypotheses(self) -> int:
+        """Longest N-best list."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Beginning of the scores' names."""
+        ...
+
+    @property
+    def max_audio_s(self) -> float:
+        """Longest audio."""
+        ...
+
+
+class Search(Protocol):
+    """A decoder, the language model that it searches with, and the one that scores what is written."""
+
+    decoder: Any
+    search_model: Trigram
+    language_model: Trigram
+    counters: Mapping[str, int]
+
+    def written(
+        self, names: Sequence[str], start_s: Sequence[float], end_s: Sequence[float]
+    ) -> tuple[Sequence[str], Sequence[float], Sequence[float]]:
+        """Words and their times of the dictionary entries that were found."""
+        ...
 
 
 class PocketSphinxFirstPass:
-    """Built by `PocketSphinxConfig`; one call per shard, one decoder per actor: it is not thread-safe."""
+    """Built by the configs of this recogniser; one call per shard, one decoder per actor: it is not thread-safe."""
 
-    def __init__(self, config: PocketSphinxConfig, decoder: Any) -> None:
-        """Takes a decoder from `models.pocketsphinx.load`."""
-        self._config, self._decoder, self._trigram = config, decoder, Trigram(decoder)
-        self._rate = int(decoder.config["samprate"])
+    def __init__(self, config: ListConfig, search: Search) -> None:
+        """Takes the config and what it built."""
+        self._config, self._search, self._decoder = config, search, search.decoder
+        self._rate = int(self._decoder.config["samprate"])
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         """UTTERANCES in, HYPOTHESES out: same rows, same order, each list best first by the recogniser's own weights.
@@ -77,6 +120,8 @@ class PocketSphinxFirstPass:
             OSError: a fault of the disk or network while reading audio; faults of the audio itself are rows.
         """
         (utterances,) = tables
+        for name, amount in self._search.counters.items():
+            costs.peak(name, amount)
         with tempfile.TemporaryDirectory(prefix="ctxasr-lattice-") as folder:
             rows = utterances.to_pylist()
             return hypotheses_table([self._nbest(row, Path(folder) / "lattice", costs) for row in rows])
@@ -97,46 +142,61 @@ class PocketSphinxFirstPass:
         one_best = tuple(best.hypstr.split()) if best is not None else ()
         costs.count("frames", self._decoder.n_frames())
         with costs.timed("search"):
-            paths: list[LatticePath] = []
+            hypotheses: list[Hypothesis] = []
             if lattice is not None:
                 lattice.write_htk(str(file))
-                paths = self._paths(file.read_text(encoding="utf-8"), one_best, costs)
-            hypotheses = [self._hypothesis(path) for path in paths] or [self._without_lattice(one_best)]
+                hypotheses = self._list(file.read_text(encoding="utf-8"), one_best, costs)
+            hypotheses = hypotheses or [self._without_lattice(one_best)]
         costs.count("hypotheses", len(hypotheses))
         return NBest(utterance_id=row["utterance_id"], hypotheses=hypotheses)
 
-    def _paths(self, lattice: str, one_best: Sequence[str], costs: Costs) -> list[LatticePath]:
+    def _list(self, lattice: str, one_best: Sequence[str], costs: Costs) -> list[Hypothesis]:
         """The N best texts; the recogniser's own choice, found by a search that is not exact, is always among them."""
-        search = LatticeSearch(read_htk(lattice), self._trigram.weighted)
-        paths = search.best(self._config.num_hypotheses)
-        if paths and tuple(one_best) not in {path.words for path in paths}:
-            own = search.score(one_best)
-            if own is not None:
-                paths = [*paths[: self._config.num_hypotheses - 1], own]
+        search = LatticeSearch(read_htk(lattice), self._search.search_model.weighted)
+        size = asked = self._config.num_hypotheses
+        while True:
+            paths = search.best(asked)
+            texts: dict[str, Hypothesis] = {}
+            for path in paths:  # a phrase and its words one by one are the same text: its better way counts
+                hypothesis = self._hypothesis(path)
+                texts.setdefault(hypothesis.text, hypothesis)
+            if len(texts) >= size or len(paths) < asked:
+                break
+            asked *= 2
+        kept = list(texts.values())[:size]
+        own = search.score(one_best) if paths and tuple(one_best) not in {path.words for path in paths} else None
+        if own is not None:
+            kept = [*kept[: size - 1], self._hypothesis(own)]
             costs.count("one_best_outside_list")
         for name, amount in search.counters.items():
             costs.count(name, amount)
-        return paths
+        return kept
 
     def _hypothesis(self, path: LatticePath) -> Hypothesis:
         acoustic = Score(source=f"{self._config.source}_acoustic", kind="opaque", log_prob=path.acoustic)
+        words, start_s, end_s = self._search.written(path.words, path.start_s, path.end_s)
         return Hypothesis(
-            text=" ".join(path.words),
-            token_start_s=path.start_s,
-            token_end_s=path.end_s,
-            token_words=range(len(path.words)),
-            scores=(acoustic, *self._language(path.words)),
+            text=" ".join(words),
+            token_start_s=start_s,
+            token_end_s=end_s,
+            token_words=range(len(words)),
+            scores=(acoustic, *self._language(words, path.words)),
             search_score=path.score,
         )
 
-    def _without_lattice(self, words: Sequence[str]) -> Hypothesis:
-        """What is known where the audio was too short or too strange for a lattice: no acoustic score."""
-        return Hypothesis(text=" ".join(words), scores=self._language(words))
+    def _without_lattice(self, names: Sequence[str]) -> Hypothesis:
+        """What is known where the audio was too short or too strange for a lattice: no acoustic score, no times."""
+        words, _, _ = self._search.written(names, [0.0] * len(names), [0.0] * len(names))
+        return Hypothesis(text=" ".join(words), scores=self._language(words, names))
 
-    def _language(self, words: Sequence[str]) -> tuple[Score, Score]:
-        log_prob, eos_log_prob = self._trigram.sentence(words)
-        name = f"{self._config.source}_lm"
-        return (
-            Score(source=name, kind="log_prob", log_prob=log_prob),
-            Score(source=f"{name}/eos", kind="log_prob", log_prob=eos_log_prob),
-        )
+    def _language(self, words: Sequence[str], names: Sequence[str]) -> list[Score]:
+        """The language model's score of the text, and that of the search where another one searched."""
+        source, scores = self._config.source, []
+        models = {f"{source}_lm": (self._search.language_model, words)}
+        if self._search.search_model is not self._search.language_model:
+            models[f"{source}_search_lm"] = (self._search.search_model, names)
+        for name, (model, entries) in models.items():
+            log_prob, eos_log_prob = model.sentence(entries)
+            scores.append(Score(source=name, kind="log_prob", log_prob=log_prob))
+            scores.append(Score(source=f"{name}/eos", kind="log_prob", log_prob=eos_log_prob))
+        return scores

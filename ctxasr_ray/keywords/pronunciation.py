@@ -5,6 +5,7 @@ For recognisers that need a pronunciation of a word they have never seen, and fo
 
 import ctypes
 import functools
+import importlib.metadata
 import re
 import threading
 import unicodedata
@@ -85,6 +86,14 @@ def arpabet(word: str, voice: str = "en-us") -> str:
         what = f"phones {unknown} have no ARPABET" if unknown else "nothing to pronounce"
         raise ValueError(f"'{word}': {what}; give the pronunciation yourself, for example {word}=Z IH M.")
     return " ".join(IPA_TO_ARPABET[phone] for phone in phones)
+
+
+def engine() -> str:
+    """What pronounces words here, with its version: part of the identity of whatever pronounces words."""
+    try:
+        return f"espeakng-loader {importlib.metadata.version('espeakng-loader')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 @functools.cache

@@ -119,13 +119,40 @@ def load(files: ModelFiles, words: Sequence[str] = (), *, align: bool = False) -
         ValueError: a pronunciation uses phones that the model lacks.
         RuntimeError: pocketsphinx is not installed or refuses the model.
     """
-    options: dict[str, Any] = {"hmm": str(files.acoustic), "dict": str(files.dictionary), "loglevel": "FATAL"}
-    # without compallsen each frame is normalised by its best active senone, and scores of texts do not compare
-    options |= {"lm": None, "bestpath": False, "compallsen": True} if align else {"lm": str(files.language)}
-    decoder = _engine().Decoder(**options)
+    if align:  # without compallsen each frame is normalised by its best active senone: texts do not compare
+        decoder = open_decoder(files, bestpath=False, compallsen=True)
+    else:
+        decoder = open_decoder(files, lm=str(files.language))
     if words:
         _add(decoder, words, lm=None if align else decoder.get_lm("_default"))
     return decoder
+
+
+def open_decoder(files: ModelFiles, **options: Any) -> Any:
+    """A decoder with the model's acoustics and dictionary, and without a search unless an option names one.
+
+    Args:
+        files: The model.
+        options: As PocketSphinx names them: lm, bestpath, ...
+
+    Raises:
+        RuntimeError: pocketsphinx is not installed or refuses the model.
+    """
+    model = {"hmm": str(files.acoustic), "dict": str(files.dictionary), "loglevel": "FATAL"}
+    return _engine().Decoder(**{"lm": None, **model, **options})
+
+
+def open_ngram(decoder: Any, path: Path) -> Any:
+    """An n-gram in binary or ARPA form, apart from any search.
+
+    Args:
+        decoder: Whose weights and logarithms it takes.
+        path: The file; it is not needed afterwards.
+
+    Raises:
+        RuntimeError: PocketSphinx refuses the file.
+    """
+    return _engine().NGramModel(decoder.config, decoder.logmath, str(path))
 
 
 def _add(decoder: Any, words: Sequence[str], lm: Any) -> None:
@@ -207,14 +234,16 @@ def hear(decoder: Any, samples: npt.NDArray[np.float32]) -> None:
 
 
 class Trigram:
-    """The decoder's own language model, exact and unweighted.
+    """A language model of the decoder, exact and unweighted.
 
     Args:
-        decoder: From `load`.
+        decoder: From `load` or `open_decoder`.
+        ngram: From `open_ngram`; None is the one that `load` searches with.
     """
 
-    def __init__(self, decoder: Any) -> None:
-        self._prob, self._to_ln = decoder.get_lm("_default").prob, decoder.logmath.log_to_ln
+    def __init__(self, decoder: Any, ngram: Any = None) -> None:
+        ngram = decoder.get_lm("_default") if ngram is None else ngram
+        self._prob, self._to_ln = ngram.prob, decoder.logmath.log_to_ln
         self.weight = float(decoder.config["bestpathlw"])
         """Of ln P in the recogniser's own last search, over its lattice."""
         self.word_penalty = math.log(decoder.config["wip"]) * self.weight / float(decoder.config["lw"])
@@ -233,6 +262,25 @@ class Trigram:
         whole = (SENTENCE_START, *words, SENTENCE_END)
         log_probs = [self.log_prob(whole[i], whole[max(0, i - 2) : i]) for i in range(1, len(whole))]
         return sum(log_probs[:-1]), log_probs[-1]
+
+
+class WordSearch:
+    """A decoder that searches single words under its own trigram.
+
+    Args:
+        decoder: From `load`.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        self.search_model = self.language_model = Trigram(decoder)
+        self.counters: Mapping[str, int] = {}
+
+    def written(
+        self, names: Sequence[str], start_s: Sequence[float], end_s: Sequence[float]
+    ) -> tuple[Sequence[str], Sequence[float], Sequence[float]]:
+        """The entries themselves: each is a word."""
+        return names, start_s, end_s
 
 
 def _engine() -> Any:
