@@ -12,6 +12,7 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
+from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
@@ -73,6 +74,8 @@ class Branch:
     """Where the list comes from."""
     of: tuple[str, ...] = ()
     """The lists that candidates are made of: first_pass, or branches that stand before this one."""
+    context: ContextConfig | None = None
+    """What it knows beforehand, in place of the experiment's."""
     rescorings: Mapping[str, Rescoring] = field(default_factory=dict)
     """System -> fusion over this list."""
 
@@ -89,6 +92,10 @@ class Experiment:
     """How fusion weights are found on dev; unused without scorers."""
     fixed_weights: Mapping[str, float] | None = None
     """Fusion weights by source (and length_bonus) instead of a fit on dev."""
+    catalogue: str | None = None
+    """File of phrases that may be said, for everything in the run that takes context and for the keyword metrics."""
+    context: ContextConfig | None = None
+    """Which of these phrases each utterance gets; None with a catalogue: all of them."""
     rescorings: Mapping[str, Rescoring] = field(default_factory=dict)
     """System -> a further fusion over the first pass's lists."""
     branches: Mapping[str, Branch] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import pyarrow as pa
 
@@ -16,6 +16,7 @@ from ctxasr_ray.execution.inline import OnProgress, RunSummary, run_inline
 from ctxasr_ray.experiment import Branch, CorpusConfig, Experiment, Rescoring
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
+from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
@@ -58,6 +59,7 @@ class Line:
         return list(needed.values())
 
 
+Config = TypeVar("Config", bound=StageConfig)
 _SERVING: Final = ("context", "hypotheses", "scores", "transcripts")
 """Tables that are made again for every new recording; weights and errors are not."""
 
@@ -105,8 +107,8 @@ class _Layout:
 
     def add_list(self, system: str, branch: Branch) -> None:
         """One N-best list: its 1-best, its oracle, its rescorings."""
-        parents = tuple(self.lists[name] for name in branch.of) or (self._corpus,)
-        self.lists[system] = self._step(system, branch.nbest, parents)
+        parents = tuple(self.lists[name] for name in branch.of)
+        self.lists[system] = self._fed(system, branch.nbest, parents, branch.context)
         self._add_system(system, (self.lists[system],), None)
         oracle = "oracle" if system == "first_pass" else f"oracle/{system.removeprefix('first_pass/')}"
         self.errors[oracle] = self._step(f"errors_{oracle}", OracleConfig(), (self._nbest_errors(self.lists[system]),))
@@ -117,9 +119,8 @@ class _Layout:
         if rescoring.num_hypotheses is not None:
             top = TopConfig(num_hypotheses=rescoring.num_hypotheses)
             hypotheses = self._step(f"{hypotheses.name}_top_{rescoring.num_hypotheses}", top, (hypotheses,))
-        tables = {"utterances": self._corpus, "hypotheses": hypotheses}
         scores = [
-            self._step(f"scores_{scorer.source}{_of(hypotheses)}", scorer, tuple(tables[t] for t in scorer.READS))
+            self._fed(f"scores_{scorer.source}{_of(hypotheses)}", scorer, (hypotheses,), None)
             for scorer in rescoring.scorers
         ]
         inputs = (hypotheses, *scores)
@@ -136,6 +137,24 @@ class _Layout:
         self.transcripts[system] = self._step(f"transcripts_{system}", fusion, inputs)
         counts = ErrorCountsConfig(normaliser=normaliser)
         self.errors[system] = self._step(f"errors_{system}", counts, (self._corpus, self.transcripts[system]))
+
+    def _fed(self, name: str, config: StageConfig, lists: tuple[Step, ...], context: ContextConfig | None) -> Step:
+        """A step whose inputs are what its config reads, in that order: the corpus, N-best lists, context."""
+        inputs: list[Step] = []
+        for table in config.READS:
+            inputs += {"utterances": (self._corpus,), "hypotheses": lists}.get(table) or (self._context(context),)
+        return self._step(name, self._with_catalogue(config), tuple(inputs))
+
+    def _context(self, context: ContextConfig | None) -> Step:
+        config = self._with_catalogue(context or self._experiment.context or ContextConfig())
+        size = "all" if config.num_distractors is None else config.num_distractors
+        return self._step(f"context_{size}", config, (self._corpus,))
+
+    def _with_catalogue(self, config: Config) -> Config:
+        """The config with the experiment's catalogue where it takes one and names none."""
+        if self._experiment.catalogue is None or getattr(config, "catalogue", "") is not None:
+            return config
+        return replace(config, catalogue=self._experiment.catalogue)  # type: ignore[type-var]  # a frozen dataclass
 
     def _nbest_errors(self, hypotheses: Step) -> Step:
         counts = NbestErrorsConfig(normaliser=self._experiment.normaliser)
@@ -172,6 +191,10 @@ def add_corpus(experiment: Experiment, store: Store, utterances: pa.Table) -> li
     for branch in experiment.lists().values():
         if isinstance(branch.nbest, ImportedConfig):
             branch.nbest.refuse_other_corpus(utterances["utterance_id"].to_pylist())
+        if branch.context is not None:
+            branch.context.refuse_other_corpus(utterances["utterance_id"].to_pylist())
+    if experiment.context is not None:
+        experiment.context.refuse_other_corpus(utterances["utterance_id"].to_pylist())
     if utterances.num_rows == 0:
         raise ValueError("the manifest has no utterances; nothing can be evaluated.")
     if needs_dev(experiment, utterances):
