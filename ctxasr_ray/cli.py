@@ -19,6 +19,7 @@ from ctxasr_ray.file_commands import compare, prepare, score
 from ctxasr_ray.opening import open_run
 from ctxasr_ray.recipes.evaluation import RECIPES, find
 from ctxasr_ray.schema import ContractError
+from ctxasr_ray.submit_command import submit
 from ctxasr_ray.sweep_command import sweep_recipe
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "quickstart": _quickstart,
     "evaluate": _evaluate,
     "sweep": sweep_recipe,
+    "submit": submit,
     "plan": _plan,
     "status": _status,
     "report": _report,
