@@ -90,7 +90,7 @@ def load(
             raise AudioError(
                 uri,
                 f"{(end - first) / sound.samplerate / 3600:.1f} hours at once; at most {MAX_WINDOW_S / 3600:.0f}: "
-                "cut it in the manifest by offset and duration",
+                "cut it into windows (`ctxasr prepare --segment`)",
             )
         samples = _resampled(uri, sound, first, end, pick, sample_rate_hz)
     if not np.isfinite(samples).all():

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ctxasr_ray import audio
 
-CUT_OR_RAISE: Final = "cut it into windows (start_s, duration_s), or raise max_audio_s where the memory allows."
+CUT_OR_RAISE: Final = "cut it into windows (`ctxasr prepare --segment`), or raise max_audio_s where the memory allows."
 """Remedy for audio that only a config's limit refuses."""
 COLUMNS: Final = ("audio_uri", "start_s", "duration_s", "channel")
 """Columns of UTTERANCES, besides `utterance_id`, that say what is heard."""

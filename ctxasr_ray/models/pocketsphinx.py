@@ -200,8 +200,8 @@ def read_samples(row: Mapping[str, Any], *, sample_rate_hz: int, max_audio_s: fl
         duration_s = audio.probe(uri).duration_s - start_s
     if duration_s > max_audio_s:
         raise ModelLimitError(
-            f"{uri}: {duration_s:.1f} s of audio, the limit is {max_audio_s} s; cut it into windows (start_s, "
-            "duration_s), or raise max_audio_s where the memory allows."
+            f"{uri}: {duration_s:.1f} s of audio, the limit is {max_audio_s} s; cut it into windows "
+            "(`ctxasr prepare --segment`), or raise max_audio_s where the memory allows."
         )
     samples = audio.load(
         uri,

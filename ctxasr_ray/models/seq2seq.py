@@ -121,7 +121,7 @@ class Seq2SeqModel:
         """What the model can hear, where a config allows so many seconds, and what to do about longer audio."""
         if self.window_s is None or max_audio_s < self.window_s:
             return Limits(self.sample_rate_hz, self.min_samples, max_audio_s, CUT_OR_RAISE)
-        remedy = "the model hears no more at once: cut it into windows (start_s, duration_s)."
+        remedy = "the model hears no more at once: cut it into windows (`ctxasr prepare --segment`)."
         return Limits(self.sample_rate_hz, self.min_samples, self.window_s, remedy)
 
     @torch.inference_mode()
