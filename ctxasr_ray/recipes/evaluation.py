@@ -12,6 +12,7 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.stage import Resources
 
 
 def quickstart() -> Experiment:
@@ -37,6 +38,25 @@ def whisper() -> Experiment:
     return Experiment(first_pass=AttentionConfig(model="openai/whisper-large-v3"))
 
 
+def parakeet() -> Experiment:
+    """NVIDIA's Parakeet on one GPU, first pass and oracle: English, 16 kHz, CTC."""
+    model = CtcConfig(model="nvidia/parakeet-ctc-1.1b", resources=Resources(num_gpus=1))
+    return Experiment(first_pass=model, shard_audio_s=7200)
+
+
+def whisper_llm() -> Experiment:
+    """Whisper large-v3 on one GPU, its 16-best rescored by a 7B language model on another."""
+    lm = CausalLmConfig(model="Qwen/Qwen2.5-7B", dtype="bfloat16", resources=Resources(num_gpus=1))
+    recogniser = AttentionConfig(
+        model="openai/whisper-large-v3",
+        dtype="float16",
+        beam_size=16,
+        num_hypotheses=16,
+        resources=Resources(num_gpus=1),
+    )
+    return Experiment(first_pass=recogniser, scorers=(lm,), shard_audio_s=7200)
+
+
 def pocketsphinx() -> Experiment:
     """Real English speech without any hub: PocketSphinx and the model in its wheel, first pass and oracle."""
     return Experiment(first_pass=PocketSphinxConfig())
@@ -50,7 +70,9 @@ def imported() -> Experiment:
 RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "quickstart": quickstart,
     "ctc": ctc,
+    "parakeet": parakeet,
     "whisper": whisper,
+    "whisper_llm": whisper_llm,
     "pocketsphinx": pocketsphinx,
     "imported": imported,
 }
