@@ -1,13 +1,21 @@
 """Long recordings end to end: windows are joined so that every word counts once, and memory stays bounded."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray import schema
+from ctxasr_ray import text as texts
+from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.joined_windows import Window, Word, join_windows, join_words, later_windows, recordings
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
@@ -193,3 +201,81 @@ def test_no_list_is_held_to_the_reference_of_a_whole_recording():
     assert costs.counters["recordings_in_windows_left_out"] == 2
     oracle = OracleConfig().build()(nbest_errors, costs=Costs())
     assert [len(row["counts"]) for row in oracle.to_pylist()] == [0, 0, 0, 0, 2]
+
+
+TURN_S = 12.0
+"""From the start of one sentence to the start of the next, which is on the other channel."""
+RUN = """
+import json, resource, sys
+from ctxasr_ray.cli import main
+from ctxasr_ray.experiment import asset
+folder, *ways = sys.argv[1:]
+for number, way in enumerate(ways):
+    cut, run = f"{folder}/cut{number}", f"{folder}/run{number}"
+    assert main(["prepare", "nemo", "--source", folder, "--directory", cut, *way.split()]) == 0
+    words = ["evaluate", "ctc", "--first-pass.model", asset("ctc"), "--manifest", cut, "--root", run]
+    words += ["--executor", "inline", "--json", "--num-replicates", "10", "--first-pass.beam-size", "8"]
+    print(json.dumps({"way": way}))
+    assert main([*words, "--first-pass.num-hypotheses", "2"]) == 0
+print(json.dumps({"peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+
+def call(folder, num_turns):
+    """Writes a two-channel call of sentences that take turns, as FLAC; gives the sentences, turn by turn."""
+    pytest.importorskip("espeakng_loader")
+    pool = [SyntheticConfig(snrs_db=(None,)).spoken("test", index) for index in range(10)]
+    floor = np.random.default_rng(0).standard_normal((round(TURN_S * 16000), 2)).astype(np.float32) * 1e-4
+    with soundfile.SoundFile(folder / "call.flac", "w", 16000, 2, format="FLAC", subtype="PCM_16") as file:
+        for turn in range(num_turns):
+            block = floor.copy()
+            samples = pool[turn % len(pool)].samples
+            block[: len(samples), turn % 2] += samples
+            file.write(block)
+    return [pool[turn % len(pool)].text for turn in range(num_turns)]
+
+
+def evaluate(folder, sentences, *ways):
+    """Prepares and evaluates a call in a process of its own, with one reference per channel.
+
+    Returns per way of cutting RESULTS by system and metric, and the process's peak RSS in MB.
+    """
+    said = [" ".join(sentences[channel::2]) for channel in (0, 1)]
+    lines = [{"audio_filepath": "call.flac", "channel": c, "text": said[c]} for c in (0, 1)]
+    folder.joinpath("manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN, str(folder), *ways]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = []
+    for record in (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")):
+        if "way" in record:
+            found.append({})
+        elif "metric" in record:
+            found[-1][record["system"], record["metric"]] = record
+    for results in found:
+        wer = results["first_pass", "wer"]
+        assert (wer["num_utterances"], wer["num_failed"], wer["num_unscored"]) == (2, 0, 0)
+        num_words = sum(len(texts.words(text, "whisper_english")) for text in said)
+        assert dict(wer["counts"])["reference_length"] == num_words
+        assert dict(wer["counts"])["unreferenced_utterances"] == 0
+        assert ("oracle", "wer") not in results
+    return found, record["peak_rss_mb"]
+
+
+def test_a_call_of_two_minutes_is_heard_in_windows_around_speech_and_in_overlapping_ones(tmp_path):
+    sentences = call(tmp_path, num_turns=10)
+    ways = ("--segment vad", "--segment fixed --window-s 15 --overlap-s 3")
+    (vad, fixed), _ = evaluate(tmp_path, sentences, *ways)
+    # these ten sentences cut out by hand, silence around them included: 0.492
+    assert vad["first_pass", "wer"]["value"] < 0.45
+    assert fixed["first_pass", "wer"]["value"] < 0.55
+
+
+@pytest.mark.slow
+def test_a_call_of_two_hours_goes_from_prepare_to_results_in_bounded_memory(tmp_path):
+    sentences = call(tmp_path, num_turns=600)
+    (vad,), peak_rss_mb = evaluate(tmp_path, sentences, "--segment vad")
+    print(vad["first_pass", "wer"]["value"], peak_rss_mb)
+    assert vad["first_pass", "wer"]["value"] < 0.45
+    assert peak_rss_mb < 1500

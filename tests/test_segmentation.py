@@ -1,8 +1,10 @@
 """Long recordings in windows: what `prepare --segment` writes, and what it does with recordings that it cannot cut."""
 
+import io
 import itertools
 import json
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -14,6 +16,7 @@ from ctxasr_ray.cli import main
 from ctxasr_ray.corpora import voice_activity
 from ctxasr_ray.corpora.manifest import read_corpus
 from ctxasr_ray.corpora.segmentation import PROBLEM, WindowConfig, fixed_windows, segment, speech_windows
+from ctxasr_ray.recordings import CUT_OR_RAISE, Limits, heard_ahead
 from ctxasr_ray.storage.shards import cut
 
 RATE = 16000
@@ -236,11 +239,16 @@ def test_speech_is_found_at_any_sample_rate(tmp_path, rate):
     assert run == pytest.approx((4, 6), abs=0.08)
 
 
-def test_levels_do_not_depend_on_how_the_file_is_read(tmp_path, monkeypatch):
-    write(tmp_path / "a.wav", turns())
-    expected = voice_activity.band_levels(str(tmp_path / "a.wav"))
-    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", 7001)
-    assert np.array_equal(voice_activity.band_levels(str(tmp_path / "a.wav")), expected)
+def test_levels_do_not_depend_on_how_the_file_is_read(tmp_path):
+    """Of a file with four channels a quarter as much time is decoded at once."""
+    samples, other = np.tile(turns(), 5), np.zeros(100 * RATE, np.float32)
+    alone, beside = tmp_path / "alone.wav", tmp_path / "beside.wav"
+    write(alone, samples)
+    write(beside, other, samples, other, other)
+    sizes = [[len(b) for b in audio.blocks(str(path), channel=c)] for path, c in ((alone, 0), (beside, 1))]
+    assert sizes[0] != sizes[1]
+    expected = voice_activity.band_levels(str(alone))
+    assert np.array_equal(voice_activity.band_levels(str(beside), channel=1), expected)
 
 
 def test_the_command_writes_a_manifest_that_reads_back(tmp_path, capsys):
@@ -290,3 +298,46 @@ def test_a_window_longer_than_the_recording_leaves_it_whole(tmp_path):
     made = segment(table, "fixed", WindowConfig(window_s=60))
     assert made.utterances.equals(table)
     assert made.num_cut == 0
+
+
+def test_audio_that_is_longer_than_the_model_hears_names_the_command_that_cuts_it(tmp_path):
+    write(tmp_path / "a.wav", turns())
+    limits = Limits(sample_rate_hz=RATE, min_samples=1, max_s=10.0, remedy=CUT_OR_RAISE)
+    (row,) = heard_ahead(corpus(tmp_path, {"audio_filepath": "a.wav"}), limits, 1)
+    assert row.error is not None
+    assert row.error[0] == "model_limit"
+    assert "20.00 s of audio, the limit is 10 s; cut it into windows (`ctxasr prepare --segment`)" in row.error[1]
+
+
+class CountedFile(io.FileIO):
+    """A local file that notes how much of it was read."""
+
+    num_bytes = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        CountedFile.num_bytes += len(data)
+        return data
+
+
+class CountedFiles(fsspec.AbstractFileSystem):
+    protocol = "counted"
+
+    def _open(self, path, mode="rb", **_):
+        return CountedFile(path, mode)
+
+
+@pytest.mark.parametrize("form", ["FLAC", "WAV", "OGG"])
+def test_a_late_window_is_read_by_seeking(tmp_path, form):
+    """Bytes are counted, not seconds: a window near the end needs little of the file before it."""
+    fsspec.register_implementation("counted", CountedFiles, clobber=True)
+    path = tmp_path / f"a.{form.lower()}"
+    second = noise(1, level_db=-20)
+    with soundfile.SoundFile(path, "w", RATE, 1, format=form) as file:
+        for _ in range(600):
+            file.write(second)
+    for start_s in (20.0, 570.0):
+        CountedFile.num_bytes = 0
+        samples = audio.load(f"counted://{path}", start_s=start_s, duration_s=10)
+        assert len(samples) == 10 * RATE
+        assert 0 < CountedFile.num_bytes < path.stat().st_size / 5
