@@ -13,9 +13,13 @@ import pyarrow as pa
 
 from ctxasr_ray.execution.inline import run_inline
 from ctxasr_ray.experiment import CorpusConfig
+from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
+from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
+from ctxasr_ray.metrics.real_time_factor import real_time_factors
 from ctxasr_ray.metrics.summary import SummaryConfig
-from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
+from ctxasr_ray.nbest import Hypothesis, NBest, Score, SourceScores, hypotheses_table, scores_table
+from ctxasr_ray.report.landscapes import read_tuned
 from ctxasr_ray.report.page import write_report
 from ctxasr_ray.schema import FITS, RESULTS, TRANSCRIPTS, UTTERANCES, conform
 from ctxasr_ray.stage import Costs, Resources, Stage, Step
@@ -97,6 +101,16 @@ def made_utterances(num: int, *, audio: Path | None = None, seed: int = 7) -> pa
     return conform(pa.Table.from_pylist(rows, schema=UTTERANCES), "utterances")
 
 
+def _words(text: str) -> list[dict[str, Any]]:
+    """Words that are in no vocabulary are mostly less sure, and sometimes surely wrong."""
+    known = {*WORDS, *NAMES}
+    sure = [0.97 if word in known else 0.95 if len(word) % 3 == 0 else 0.4 for word in text.split()]
+    return [
+        {"word": word, "start_s": 0.3 * i, "end_s": 0.3 * i + 0.25, "confidence": confidence, "origin": "search"}
+        for i, (word, confidence) in enumerate(zip(text.split(), sure, strict=True))
+    ]
+
+
 def made_transcripts(ids: list[str], texts: list[str], *, failed: frozenset[str] = frozenset()) -> pa.Table:
     rows: list[dict[str, Any]] = [
         {
@@ -104,7 +118,7 @@ def made_transcripts(ids: list[str], texts: list[str], *, failed: frozenset[str]
             "text": "" if id_ in failed else text,
             "hypothesis_index": None if id_ in failed else 0,
             "fused_scores": [],
-            "words": [],
+            "words": [] if id_ in failed else _words(text),
             "num_unscored": 0,
             "error_type": "audio" if id_ in failed else None,
             "error": f"{id_}.wav: zero-length file" if id_ in failed else None,
@@ -238,12 +252,13 @@ def made_run(num: int = 300, *, audio: Path | None = None, seed: int = 7) -> Mad
         for text, words in zip(texts["first_pass"], references, strict=True)
     ]
     failed = frozenset(ids[5:6])
+    more = [[_corrupt(rng, words, 0.25) for _ in range(4)] for words in references]
     nbests = [
         NBest(
             utterance_id=id_,
             hypotheses=[
                 Hypothesis(text=text, scores=[Score(source="ctc", kind="log_prob", log_prob=-float(rank))])
-                for rank, text in enumerate((texts["first_pass"][index], texts["lm_rescoring"][index]))
+                for rank, text in enumerate((texts["first_pass"][index], texts["lm_rescoring"][index], *more[index]))
             ],
         )
         for index, id_ in enumerate(ids)
@@ -377,6 +392,37 @@ class MadeTranscriptsConfig:
         return _Made(made_run(self.num).transcripts[self.system])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadeScoresConfig:
+    """The same for a language model that likes texts without made-up words."""
+
+    NAME: ClassVar[str] = "made"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"hypotheses": ("hypotheses",)}
+    WRITES: ClassVar[str] = "scores"
+
+    resources: Resources = field(default_factory=Resources)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return {}
+
+    def build(self) -> Stage:
+        return _made_scores
+
+
+def _made_scores(*tables: pa.Table, costs: Costs) -> pa.Table:
+    rng = random.Random(1)
+    known = {*WORDS, *NAMES}
+    ids, found = [], []
+    for row in tables[0].to_pylist():
+        words = [hypothesis["text"].split() for hypothesis in row["hypotheses"]]
+        log_probs = [-sum(1.0 if w in known else 2.5 for w in each) - rng.random() for each in words]
+        ids.append(row["utterance_id"])
+        found.append([SourceScores(source="causal_lm", log_probs=log_probs)])
+    costs.count("llm_calls", len(ids))
+    return scores_table(ids, found)
+
+
 @dataclass(frozen=True)
 class _Made:
     table: pa.Table
@@ -390,9 +436,13 @@ class _Made:
 
 
 def write_made_run(root: Path, num: int = 90) -> Path:
-    """Runs made hypotheses and transcripts through the real metrics into a run folder with its report."""
+    """Runs made lists, scores and transcripts through the real fit and the real metrics into a run folder."""
     corpus = Step(name="utterances", config=CorpusConfig())
     hypotheses = Step(name="first_pass", config=MadeHypothesesConfig(num=num), inputs=(corpus,))
+    scores = Step(name="scores_causal_lm", config=MadeScoresConfig(), inputs=(hypotheses,))
+    nbest_errors = Step(name="nbest_errors", config=NbestErrorsConfig(), inputs=(hypotheses, corpus))
+    weights = WeightsConfig(num_bootstrap=20, num_restarts=1, fit_name="lm_rescoring")
+    fit = Step(name="weights_lm_rescoring", config=weights, inputs=(hypotheses, scores, nbest_errors, corpus))
     transcripts = {
         s: Step(name=f"transcripts_{s}", config=MadeTranscriptsConfig(num=num, system=s), inputs=(corpus,))
         for s in SYSTEMS
@@ -400,19 +450,24 @@ def write_made_run(root: Path, num: int = 90) -> Path:
     errors = {s: Step(name=f"errors_{s}", config=ErrorCountsConfig(), inputs=(corpus, transcripts[s])) for s in SYSTEMS}
     summary = SummaryConfig(systems=SYSTEMS, systems_with_transcripts=SYSTEMS, num_replicates=500)
     results = Step(name="results", config=summary, inputs=(corpus, *errors.values(), *transcripts.values()))
-    steps = (corpus, hypotheses, *transcripts.values(), *errors.values(), results)
+    steps = (corpus, hypotheses, scores, nbest_errors, fit, *transcripts.values(), *errors.values(), results)
     store = Store(root)
     shards = store.add_corpus(made_utterances(num), shard_audio_s=100.0, seed=7)
     run_inline(store, steps, shards)
+    needed = {"first_pass": (hypotheses,), "lm_rescoring": (hypotheses, scores)}
+    system_costs = {system: store.costs(own, shards) for system, own in needed.items()}
+    table = store.gather(results, shards)
     write_report(
         root / "report",
         title="Made run",
-        results=store.gather(results, shards),
+        results=pa.concat_tables([table, real_time_factors(table, system_costs)]),
         utterances=store.gather(corpus, shards),
         transcripts={s: store.gather(step, shards) for s, step in transcripts.items()},
         hypotheses=store.gather(hypotheses, shards),
         costs=store.costs(steps, shards),
-        fits=None,
+        fits=store.gather(fit, shards),
         provenance=json.loads(store.folder.read("provenance.json")),
+        system_costs=system_costs,
+        tuned=read_tuned(store, {"lm_rescoring": fit}, shards),
     )
     return root

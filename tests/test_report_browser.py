@@ -6,7 +6,7 @@ from typing import Any
 
 import chromium
 import pytest
-from made_run import made_run, write_tone
+from made_run import made_run, made_showcase, write_tone
 from test_report import EVIL
 
 from ctxasr_ray.report.page import write_report
@@ -76,7 +76,7 @@ def test_a_head_sorts_its_column_by_number_and_back_with_missing_values_last(pag
 
 
 def test_the_filter_keeps_rows_with_all_words_and_says_how_many(page: chromium.Page) -> None:
-    choose(page, "input[data-filter=results-table]", "test resc")
+    choose(page, "input[data-filter*=results-table]", "test resc")
     visible = page.run("[...document.querySelectorAll('#results-table tbody tr')].filter((r) => !r.hidden).length")
     assert visible == 1
     assert page.run("document.querySelector('[data-count=results-table]').textContent") == "1 of 6 rows"
@@ -153,6 +153,78 @@ def test_no_width_or_colour_scheme_cuts_the_page_off(page: chromium.Page, width:
     )
     assert abs(sum(ink) - sum(ground)) > 450
     assert (sum(ground) < sum(ink)) == dark
+
+
+@pytest.fixture(scope="module")
+def showcase(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("showcase")
+    run = made_showcase(40, 120, audio=write_tone(folder / "tone.wav"))
+    return write_report(folder / "report", title="Made showcase", **run.arguments())
+
+
+@pytest.fixture
+def many(browser: chromium.Page, showcase: Path) -> Iterator[chromium.Page]:
+    browser.complaints.clear()
+    browser.look()
+    browser.open(showcase)
+    yield browser
+    assert browser.complaints == []
+
+
+def visible(page: chromium.Page, table: str) -> int:
+    rows = f"[...document.querySelectorAll('#{table} tbody tr')].filter((row) => !row.hidden).length"
+    found: int = page.run(rows)
+    return found
+
+
+def test_forty_systems_open_on_the_reported_split_and_all_splits_are_one_choice_away(many: chromium.Page) -> None:
+    assert visible(many, "overview-table") == visible(many, "results-table") == 42
+    choose(many, "select[data-split]", "")
+    assert visible(many, "overview-table") == 84
+    choose(many, "input[data-filter*=overview-table]", "dev list_1000")
+    assert visible(many, "overview-table") == visible(many, "results-table") == 2  # list_1000 and list_10000
+
+
+def test_any_two_of_forty_systems_are_compared_with_their_own_changes(many: chromium.Page) -> None:
+    names = many.run("[...document.querySelectorAll('#system-a option')].map((o) => o.textContent)")
+    assert len(names) == 40
+    for a, b in (("union", "shallow_fusion"), ("keyword_boost/list_10", "gated_fusion/v22")):
+        many.run(f"document.getElementById('system-a').value = '{names.index(a)}'")
+        choose(many, "#system-b", str(names.index(b)))
+        assert f"{b} makes fewer errors than {a}" in many.run("document.getElementById('pair-summary').textContent")
+        assert len(shown(many)) == 25
+        rows = many.run("[...document.querySelector('.stack.names').children].map((s) => s.textContent.split(',')[0])")
+        assert rows == ["reference", a, b]
+
+
+def test_keywords_are_marked_and_changed_keywords_are_a_choice(many: chromium.Page) -> None:
+    choose(many, "#show", "keywords")
+    assert len(shown(many)) > 0
+    line = "getComputedStyle(document.querySelector('#utterance-list .ref.kw')).textDecorationLine"
+    assert many.run(line) == "underline"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_forty_systems_fit_a_phone_and_a_desk_in_light_and_dark(many: chromium.Page, width: int, dark: bool) -> None:
+    many.look(width=width, dark=dark)
+    assert many.run("document.documentElement.scrollWidth") <= width
+    assert many.run("document.querySelectorAll('figure svg').length") >= 7
+    outside = "(f) => f.getBoundingClientRect().right > innerWidth + 1"
+    cut = f"[...document.querySelectorAll('figure')].filter({outside}).length"
+    assert many.run(cut) == 0
+
+
+def test_audio_that_cannot_be_reached_has_a_disabled_button_and_a_reason(
+    browser: chromium.Page, tmp_path: Path
+) -> None:
+    browser.complaints.clear()
+    browser.look()
+    browser.open(write_report(tmp_path, title="Silent", **made_run(30).arguments()))
+    assert browser.run("document.querySelectorAll('audio').length") == 0
+    assert browser.run("document.querySelector('.note button').disabled")
+    assert "cannot be reached" in browser.run("document.querySelector('.utterance .note:last-of-type').textContent")
+    assert browser.complaints == []
 
 
 def test_print_is_dark_on_white_without_controls(page: chromium.Page, tmp_path: Path) -> None:

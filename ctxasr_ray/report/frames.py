@@ -7,11 +7,15 @@ are lists of dictionaries; `items` turns such a column into one row per item.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.report.columns import COLUMNS
+from ctxasr_ray.report.tables import Line
+from ctxasr_ray.report.tables import lines as gathered
 from ctxasr_ray.schema import TABLES, conform
 from ctxasr_ray.storage.store import Store
 
@@ -52,6 +56,66 @@ def results(report: Path) -> "pd.DataFrame":
     return frame(pa.Table.from_pylist(rows, schema=TABLES["results"]), "results")
 
 
+def lines(results: "pd.DataFrame") -> list[Line]:
+    """The rows of `results` as lines, which every figure of the report takes.
+
+    Args:
+        results: From `results`, perhaps filtered.
+    """
+    records = results.astype(object).where(results.notna(), None).to_dict("records")
+    return gathered([{str(name): value for name, value in record.items()} for record in records])
+
+
+def landscape(root: Path | str, step: str, value: str, split: str = "dev") -> "pd.DataFrame":
+    """The objective of a fit against one of its weights, the others held: exact, a staircase without a grid.
+
+    Args:
+        root: A run folder, local or s3://.
+        step: A step of table `fits` from `steps`.
+        value: A free value of the fit: a source, or `length_bonus`.
+        split: Whose utterances; looking at test is not tuning on it.
+
+    Returns:
+        Columns low, high (ends of a stretch of weights; the outer ones may be infinite) and objective.
+
+    Raises:
+        ValueError: no such step, it is no fit of weights, or it does not vary the value.
+        FileNotFoundError: no run has finished here.
+    """
+    import pandas as pd
+
+    from ctxasr_ray.fusion.landscape import landscape as exact
+
+    store = Store(root)
+    described = {each["name"]: each for each in _provenance(store)["steps"]}
+    if step not in described or not described[step]["folder"].startswith("fits/"):
+        fits = [name for name, each in described.items() if each["folder"].startswith("fits/")]
+        raise ValueError(f"step '{step}' is no fit in {root}; it has {', '.join(fits) or 'none'}.")
+    wanted = [name for name in described[step]["inputs"] if _keys(store, name)[1] in _TUNED_ON]
+    ids = _arrow(store, "utterances").select(["utterance_id", "split"])
+    own = ids.filter(pc.equal(ids["split"], split))["utterance_id"]
+    tables = [_arrow(store, name) for name in wanted]
+    tables = [table.take(pc.index_in(own, table["utterance_id"]).combine_chunks()) for table in tables]
+    seen = exact(_weights_config(described[step]["config"]), _arrow(store, step), value, *tables)
+    return pd.DataFrame({"low": seen.edges[:-1], "high": seen.edges[1:], "objective": seen.values})
+
+
+_TUNED_ON: Final = ("hypotheses", "scores", "nbest_errors")
+
+
+def _weights_config(described: Mapping[str, Any]) -> WeightsConfig:
+    """The config of a fit, from its description in provenance.json."""
+    if described.get("type") != WeightsConfig.__name__:
+        raise ValueError(f"a fit by {described.get('type')} has no landscape of weights; expected WeightsConfig.")
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in described.items() if name != "type"}
+    bounds = {name: (ends[0], ends[1]) for name, ends in described["bounds"].items()}
+    return WeightsConfig(**{**fields, "bounds": bounds})
+
+
+def _arrow(store: Store, step: str) -> pa.Table:
+    return pa.concat_tables([store.read_key(key) for key in _keys(store, step)[0]]).combine_chunks()
+
+
 def steps(root: Path | str) -> "pd.DataFrame":
     """The steps of the run that finished last in a run folder: step, stage, table, folder, inputs.
 
@@ -84,8 +148,7 @@ def table(root: Path | str, step: str) -> "pd.DataFrame":
         StoreError: a file is damaged.
     """
     store = Store(root)
-    keys, name = _keys(store, step)
-    return frame(pa.concat_tables([store.read_key(key) for key in keys]), name)
+    return frame(_arrow(store, step), _keys(store, step)[1])
 
 
 def costs(root: Path | str) -> "pd.DataFrame":
