@@ -200,6 +200,7 @@ def test_windows_of_a_recording_lie_in_one_shard(tmp_path):
     assert all(len(places) == 1 for places in homes.values())
 
 
+@settings(deadline=None)
 @given(duration_s=st.floats(0.5, 5000), window_s=st.floats(1, 60), share=st.floats(0, 0.5))
 def test_fixed_windows_cover_everything_and_fit(duration_s, window_s, share):
     config = WindowConfig(window_s=window_s, overlap_s=share * window_s)

@@ -125,7 +125,8 @@ def _frames(blocks: Iterator[npt.NDArray[np.float32]], rate: int, length: int) -
     samples = np.arange(length)
 
     def starts(count: int) -> npt.NDArray[np.int64]:
-        return np.rint((frame + np.arange(count)) * HOP_S * rate).astype(np.int64)
+        at: npt.NDArray[np.float64] = np.rint((frame + np.arange(count)) * HOP_S * rate)
+        return at.astype(np.int64)
 
     for block in blocks:
         kept = np.concatenate([kept, block])
@@ -138,4 +139,4 @@ def _frames(blocks: Iterator[npt.NDArray[np.float32]], rate: int, length: int) -
             frame += len(begins)
             kept, first = kept[int(starts(1)[0]) - first :], int(starts(1)[0])
     if len(kept):
-        yield np.pad(kept, (0, max(0, length - len(kept))))[None, :length]
+        yield np.pad(kept, (0, length - len(kept)))[None, :]
