@@ -55,7 +55,9 @@ class LogLinearConfig:
     normaliser: str = "whisper_english"
     """How words are normalised before they are counted, one of `text.NORMALISERS`. As in the fit."""
     temperature: float = 1.0
-    """Divides the logit of a word's smallest token probability to give its confidence; a fit on dev."""
+    """Divides the logit of a word's smallest token probability to give its confidence."""
+    temperature_fit: str | None = None
+    """The fitted value in FITS that holds the temperature in place of `temperature`; see `fusion/confidence.py`."""
     resources: Resources = field(default_factory=light)
 
     def __post_init__(self) -> None:
@@ -91,7 +93,8 @@ class LogLinear:
         """Fuses one shard.
 
         Args:
-            tables: HYPOTHESES, then SCORES tables on exactly these hypotheses, then FITS if the weights are fitted.
+            tables: HYPOTHESES, then SCORES tables on exactly these hypotheses, then FITS if weights or the temperature
+                are fitted.
             costs: Counts `utterances`, `changed` (not the first hypothesis) and `unscored`.
 
         Returns:
@@ -121,18 +124,30 @@ class LogLinear:
 
     def _weights(self, inputs: Inputs) -> dict[str, float] | None:
         fixed = self.config.weights
-        if fixed is not None and inputs.fits is not None:
+        fits = inputs.fits
+        if fits is not None and self.config.temperature_fit is not None:
+            names = pc.not_equal(fits.column("name"), self.config.temperature_fit)
+            fits = fits.filter(names) if fits.filter(names).num_rows else None
+        if fixed is not None and fits is not None:
             raise ValueError("log_linear: weights come from the config and from FITS; give exactly one of the two.")
         if fixed is not None:
             return {**dict.fromkeys(recogniser(inputs.hypotheses), 1.0), **fixed}
-        if inputs.fits is None:
+        if fits is None:
             if inputs.scores:
                 raise ValueError(
                     f"log_linear: {len(inputs.scores)} SCORES inputs but no weights; add the step that fits them "
                     "or set `weights`."
                 )
             return None
-        return read_fit(inputs.fits, self.config.fit_name)
+        return read_fit(fits, self.config.fit_name)
+
+    def _temperature(self, inputs: Inputs) -> float:
+        name = self.config.temperature_fit
+        if name is None:
+            return self.config.temperature
+        if inputs.fits is None:
+            raise ValueError(f"log_linear: temperature_fit '{name}' is named but no FITS table is an input; add it.")
+        return read_fit(inputs.fits, name)["temperature"]
 
     def _features(self, inputs: Inputs, flat: FlatNBest, weights: Mapping[str, float]) -> Features:
         matrix = read_scores(inputs, list(weights))
@@ -157,7 +172,7 @@ class LogLinear:
                 "text": pc.fill_null(pc.struct_field(hypotheses, ["text"]).take(chosen), ""),
                 "hypothesis_index": pa.array(winner_U - flat.offsets[:-1], pa.int32(), mask=winner_U < 0),
                 "fused_scores": fused,
-                "words": read_words(hypotheses, winner_U, self.config.temperature),
+                "words": read_words(hypotheses, winner_U, self._temperature(inputs)),
                 "num_unscored": pa.array(unscored_U.astype(np.int32)),
                 "error_type": inputs.hypotheses.column("error_type"),
                 "error": inputs.hypotheses.column("error"),

@@ -62,12 +62,12 @@ def read_inputs(tables: Sequence[pa.Table]) -> Inputs:
             scores.append(table)
             continue
         kind = next((k for k, key in _KINDS.items() if key in columns), None)
-        if kind is None or kind in single:
+        if kind is None or (kind in single and kind != "fits"):
             raise ValueError(
-                f"fusion: input {index} has columns {sorted(columns)}; expected SCORES tables, then at most one each "
-                "of NBEST_ERRORS, FITS and UTTERANCES."
+                f"fusion: input {index} has columns {sorted(columns)}; expected SCORES and FITS tables, and at "
+                "most one each of NBEST_ERRORS and UTTERANCES."
             )
-        single[kind] = table
+        single[kind] = pa.concat_tables([single[kind], table]) if kind in single else table
     return Inputs(tables[0], scores, single.get("fits"), single.get("nbest_errors"), single.get("utterances"))
 
 
