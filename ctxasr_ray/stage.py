@@ -199,6 +199,20 @@ class TreeScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class NextScorer(TreeScorer, Protocol):
+    """A `TreeScorer` that also gives distributions, for searches whose labels are the model's own tokens."""
+
+    def next_log_probs(
+        self,
+        sessions: Sequence[int],
+        nodes: Sequence[npt.NDArray[np.int32]],
+        tokens: Sequence[npt.NDArray[np.int32]],
+    ) -> list[npt.NDArray[np.float64]]:
+        """Per session (m, L) log P of some tokens behind old nodes, -1 being the prefix; nan where it is empty."""
+        ...
+
+
 class TreeScorerHost(Protocol):
     """A loaded causal LM that several searches may ask, each through a `TreeScorer` of its own."""
 
@@ -217,44 +231,32 @@ class TreeScorerHost(Protocol):
         ...
 
 
-@runtime_checkable
 class HostConfig(Protocol):
-    """The config of an LM inside a stage's config: a field of it, at any depth, also in tuples.
+    """The config of a causal LM; equal configs share a pool."""
 
-    `build()` loads the model where the stage is, unless an executor has set `connect`: executors that have pools load a
-    model with a `pool` there, and set `connect` to what gives the stage a proxy. Both fields are runtime fields.
+    def host(self) -> TreeScorerHost:
+        """Loads the model."""
+        ...
+
+
+@runtime_checkable
+class AsksLm(Protocol):
+    """What the config of a stage has too, if the stage asks an LM while it works: the LM may have a pool of its own.
+
+    An executor with pools loads an LM that has one there and sets `lm_connect` in the config that it sends to the
+    stage's actors; any other executor leaves it, and the stage loads the LM beside itself. Both are runtime fields.
     """
 
     @property
-    def pool(self) -> Resources | None:
-        """Actors of the model's own; None is beside the stage."""
+    def lm_pool(self) -> Resources | None:
+        """Actors of the LM's own; None is beside the stage."""
         ...
 
     @property
-    def connect(self) -> Callable[[], TreeScorerHost] | None:
-        """Set by the executor."""
+    def lm_connect(self) -> Callable[[], TreeScorerHost] | None:
+        """Gives the stage its way to the pool; None loads the LM."""
         ...
 
-    def build(self) -> TreeScorerHost:
-        """Loads the model, or connects to its pool."""
+    def asked_lm(self) -> HostConfig:
+        """The LM as the stage would load it."""
         ...
-
-
-def with_hosts(config: Any, change: Callable[[HostConfig], HostConfig]) -> Any:
-    """The same config with every LM inside it that has a pool of its own changed; itself where there is none.
-
-    Args:
-        config: Of a stage.
-        change: Gives the new part for an old one, or the old one.
-    """
-    if isinstance(config, HostConfig):
-        return config if config.pool is None else change(config)
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        old = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
-        new = {name: with_hosts(value, change) for name, value in old.items()}
-        changed = {name: value for name, value in new.items() if value is not old[name]}
-        return dataclasses.replace(config, **changed) if changed else config
-    if isinstance(config, tuple):
-        parts = tuple(with_hosts(part, change) for part in config)
-        return parts if any(a is not b for a, b in zip(parts, config, strict=True)) else config
-    return config

@@ -5,7 +5,7 @@ included) + length_bonus * words. All parts stand apart in `scores`, so that fus
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,14 +17,15 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
 from ctxasr_ray.first_pass.lists import failed, not_finite
+from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
+from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.nbest import NBest, hypotheses_table
 from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
-from ctxasr_ray.stage import Costs, Resources, runtime_field
+from ctxasr_ray.stage import Costs, Resources, TreeScorerHost, runtime_field
 
 if TYPE_CHECKING:
     from ctxasr_ray.models.ctc import CtcModel
-    from ctxasr_ray.scorers.causal_lm import CausalLmScorer
     from ctxasr_ray.search.ctc_beam import CtcBeamSearch
     from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
 
@@ -41,8 +42,8 @@ class CtcFusedConfig:
     first_pass: CtcConfig
     """The recogniser and its beam; the same config as a stage of its own is the run without fusion."""
     lm: CausalLmConfig
-    """The language model, its text form and prompt; the same config as a scorer gives the same scores, which fusion
-    refuses to add twice."""
+    """The language model, its text form, its prompt and the name of its scores. The same config as a scorer gives the
+    same numbers under the same name, which fusion refuses to add twice."""
     fusion: Literal["delayed", "shallow"] = "delayed"
     """Delayed: at a trigger, about many words at once. Shallow: whenever a surviving hypothesis has a new word."""
     trigger: Literal["fixed_interval", "shortest_hypothesis"] = "fixed_interval"
@@ -64,8 +65,13 @@ class CtcFusedConfig:
     """What a word is; characters for Chinese and Japanese, see `models.word_boundaries`."""
     utterances_in_lockstep: int = runtime_field(16)
     """Utterances that are searched side by side, so that one call of the LM serves them all."""
+    lm_pool: Resources | None = runtime_field(None)
+    """Actors of the LM's own on a cluster, which all actors of the stage share; None loads it beside the recogniser."""
+    lm_connect: Callable[[], TreeScorerHost] | None = runtime_field(None)
+    """Set by the executor where there is such a pool."""
     resources: Resources = field(default_factory=Resources)
-    """Of the actor that holds both models; those of `first_pass` and `lm` are not used."""
+    """Of the actor that holds the recogniser, and the LM if it has no pool; those of `first_pass` and `lm` are not
+    used."""
 
     def __post_init__(self) -> None:
         """Refuses what can be refused without loading a model."""
@@ -99,9 +105,13 @@ class CtcFusedConfig:
         Raises:
             ValueError: as the two configs, or a label prior that does not fit the labels.
         """
-        model = self.first_pass.load()
-        lm = replace(self.lm, utterances_per_forward=self.utterances_in_lockstep).build()
-        return CtcFusedFirstPass(self, model, lm)
+        host = self.asked_lm().host() if self.lm_connect is None else self.lm_connect()
+        return CtcFusedFirstPass(self, self.first_pass.load(), host)
+
+    def asked_lm(self) -> CausalLmConfig:
+        """The LM as it is loaded: all utterances in lock-step share a pass unless its config says otherwise."""
+        size = self.lm.utterances_per_forward or self.utterances_in_lockstep
+        return replace(self.lm, utterances_per_forward=size)
 
     def trigger_of_search(self) -> "Trigger":
         """The trigger that the fields describe."""
@@ -121,16 +131,18 @@ class CtcFusedFirstPass:
     Args:
         config: The config.
         model: The recogniser.
-        lm: The language model, as its scorer.
+        host: The language model.
     """
 
-    def __init__(self, config: CtcFusedConfig, model: "CtcModel", lm: "CausalLmScorer") -> None:
+    def __init__(self, config: CtcFusedConfig, model: "CtcModel", host: TreeScorerHost) -> None:
         from ctxasr_ray.models.word_boundaries import WordBoundaries
         from ctxasr_ray.models.word_tokens import WordTokens
+        from ctxasr_ray.search.lm_units import WordUnits
 
-        self._config, self._model, self._lm = config, model, lm
-        self._boundaries = WordBoundaries.of_ctc(model.vocabulary, config.segmentation)
-        self._spelling = WordTokens(lm.tokens, segmentation=config.segmentation)
+        self._config, self._model, self._host = config, model, host
+        self._units = WordUnits(WordBoundaries.of_ctc(model.vocabulary, config.segmentation))
+        self._tokens = _text_tokens(config.lm)
+        self._spelling = WordTokens(self._tokens, segmentation=config.segmentation)
         self._prior = _label_prior(config.label_prior, len(model.vocabulary.pieces))
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
@@ -171,23 +183,22 @@ class CtcFusedFirstPass:
         return hypotheses_table(done)
 
     def _fusion(self, costs: Costs) -> "LmFusion":
-        from ctxasr_ray.models.tree_sessions import TreeSessions
         from ctxasr_ray.search.lm_fusion import LmFusion
         from ctxasr_ray.search.lm_texts import FusedLm
 
-        config, tokens = self._config, self._lm.tokens
+        config = self._config
         lm = FusedLm(
-            scorer=TreeSessions(self._lm.lm, costs),
+            scorer=self._host.sessions(costs),
             spelling=self._spelling,
-            prefix=tokens.prefix,
-            eos_token_id=self._lm.lm.eos_token_id,
-            max_positions=self._lm.lm.max_positions,
+            prefix=self._tokens.prefix,
+            eos_token_id=self._host.eos_token_id,
+            max_positions=self._host.max_positions,
             source=config.lm.source,
             costs=costs,
         )
         return LmFusion(
             lm=lm,
-            words=self._boundaries,
+            units=self._units,
             trigger=config.trigger_of_search(),
             lm_weight=config.lm_weight,
             length_bonus=config.length_bonus,
@@ -239,6 +250,12 @@ class CtcFusedFirstPass:
             costs.count("forwards")
         costs.count("frames", sum(len(one) for one in log_probs))
         return log_probs
+
+
+def _text_tokens(lm: CausalLmConfig) -> TextTokens:
+    """The LM's tokenizer, which is needed here wherever the model is."""
+    tokenizer = load_tokenizer(resolve(lm.model, lm.revision))
+    return TextTokens(tokenizer, text_form=lm.text_form, prompt=lm.prompt, start_from_eos=lm.start_from_eos)
 
 
 def _label_prior(path: str | None, num_labels: int) -> npt.NDArray[np.float64] | None:

@@ -143,6 +143,35 @@ class TreeSessions:
         self.costs.count("nodes", sum(len(new) for _, new in grown))
         return [results[id(session)] for session, _ in grown]
 
+    @torch.inference_mode()
+    def next_log_probs(
+        self, sessions: Sequence[int], nodes: Sequence[Int32], tokens: Sequence[Int32]
+    ) -> list[npt.NDArray[np.float64]]:
+        """Log P of some tokens behind nodes that are there already.
+
+        Args:
+            sessions: Handles.
+            nodes: Per session the (m,) nodes, counted as in `extend`; -1 is the prefix.
+            tokens: Per session the (L,) tokens.
+
+        Returns:
+            Per session (m, L) float64 in nats; nan behind an empty prefix.
+        """
+        asked = [self._sessions[handle] for handle in sessions]
+        for group in {id(s.group): s.group for s in asked}.values():
+            self._forward(group)
+        results = []
+        for session, own, wanted in zip(asked, nodes, tokens, strict=True):
+            places = np.asarray(own, np.int64) + session.num_prefix
+            found = np.full((len(places), len(wanted)), np.nan)
+            known = np.flatnonzero(places >= 0)
+            hidden = session.hidden[torch.from_numpy(places[known]).to(session.hidden.device)]
+            rows = np.repeat(np.arange(len(known)), len(wanted))
+            logits, normalisers = self._lm.head.read(hidden, rows, np.tile(wanted, len(known)), self.costs)
+            found[known] = logits.reshape(len(known), len(wanted)) - normalisers[:, None]
+            results.append(found)
+        return results
+
     def retain(self, sessions: Sequence[int], nodes: Sequence[Int32]) -> None:
         """Says below which nodes children may still come; all others but their ancestors are dead.
 

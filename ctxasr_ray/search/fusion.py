@@ -11,17 +11,22 @@ longer holds: `beam.fusion += new - old`. Letters: K beam rows, C candidates.
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple, Protocol
 
 from ctxasr_ray.nbest import Score
-from ctxasr_ray.search.ctc_state import NEVER, Beam, Candidates, Int32s, Trie
+from ctxasr_ray.search.ctc_state import NEVER, Beam, Candidates, Floats, Int32s, Trie
 from ctxasr_ray.stage import TreeNodes, TreeScorer
 
-Answer = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
-"""Log-probs of the nodes and of the end of sequence below them, as `TreeScorer.extend` gives them."""
+
+class Answer(NamedTuple):
+    """What a language model says to an `Ask`, in nats."""
+
+    log_probs: Floats
+    """(n,) of the new nodes, as `TreeScorer.extend` gives them."""
+    eos_log_probs: Floats
+    """(n,) of the end of sequence below them."""
+    next_log_probs: Floats | None
+    """(n, L) of `Ask.next_tokens` below them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,16 @@ class Ask:
         session: The session.
         nodes: What is to be scored.
         keep: All old nodes below which children will still come; None says nothing of them.
+        next_tokens: (L,) tokens whose log-probs below each new node are wanted; then the scorer is a `NextScorer`.
+        num_before: Nodes of the session before the new ones, where `next_tokens` are wanted.
     """
 
     scorer: TreeScorer
     session: int
     nodes: TreeNodes
     keep: Int32s | None = None
+    next_tokens: Int32s | None = None
+    num_before: int = 0
 
 
 Asking = Generator[Ask, Answer, None] | Iterable[Ask]

@@ -14,15 +14,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ctxasr_ray.models.word_boundaries import WordBoundaries
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_beam import prefix
 from ctxasr_ray.search.ctc_kernels import boundaries, fewest_words
 from ctxasr_ray.search.ctc_state import (
-    ENDS,
-    INSIDE,
     NEVER,
-    SEPARATES,
     STARTS,
     Beam,
     Candidates,
@@ -31,7 +27,8 @@ from ctxasr_ray.search.ctc_state import (
     Trie,
 )
 from ctxasr_ray.search.fusion import Answer, Ask, Asking, View, Wake
-from ctxasr_ray.search.lm_texts import FusedLm, LmTexts, Words
+from ctxasr_ray.search.lm_texts import FusedLm, LmTexts
+from ctxasr_ray.search.lm_units import Units, Words
 
 Scope = Literal["own_last_word", "common_words"]
 """What is scored at a trigger: every row to its own last complete word, or all rows to the number of complete words
@@ -55,47 +52,28 @@ class Trigger(Protocol):
         ...
 
 
-def label_kinds(words: WordBoundaries) -> tuple[int, ...]:
-    """(V,) what each label does to words, for `CtcBeamSearch.label_kinds`.
-
-    A label that might complete a word (bytes of a character, a space inside a piece) counts as inside one; the word is
-    then found at the next sure boundary.
-    """
-    kinds = []
-    for piece, ends in zip(words.pieces, words.ends.tolist(), strict=True):
-        if not piece or "\ufffd" in piece:
-            kinds.append(INSIDE)
-        elif not piece.strip():
-            kinds.append(SEPARATES)
-        elif piece[0].isspace():
-            kinds.append(STARTS)
-        else:
-            kinds.append(ENDS if ends else INSIDE)
-    return tuple(kinds)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LmFusion:
     """One language model in the search of any number of utterances; a `fusion.Fusion`."""
 
     lm: FusedLm
-    words: WordBoundaries
-    """Of the recogniser; the search's `label_kinds` are this fusion's `kinds`."""
+    units: Units
+    """Of the recogniser's labels; the search's `label_kinds` are this fusion's `kinds`."""
     trigger: Trigger
     lm_weight: float
     """Of log P_LM, end of sequence included (the paper's lambda)."""
     length_bonus: float = 0.0
-    """Nats per word that is scored (the paper's beta)."""
+    """Nats per unit that is scored (the paper's beta)."""
     label_prior: Floats | None = None
     """(V,) log-probs of labels in the recogniser's training text, taken off in step with the LM's score."""
     prior_weight: float = 0.0
     """Of the label prior."""
     kinds: tuple[int, ...] = field(init=False, repr=False)
-    """(V,) `label_kinds` of the recogniser."""
+    """(V,) what each label does to units."""
 
     def __post_init__(self) -> None:
-        """Reads the kinds."""
-        object.__setattr__(self, "kinds", label_kinds(self.words))
+        """Reads the kinds once."""
+        object.__setattr__(self, "kinds", self.units.kinds)
 
     @property
     def name(self) -> str:
@@ -147,12 +125,11 @@ class LmUtterance:
         targets = boundaries(view.trie, view.beam, NEVER if own else fewest).tolist()
         scored = view.states[: view.num_rows, 0].tolist()
         self._fusion.lm.costs.count("triggers", targets != scored)
-        known = self._deepest_known(view.trie, targets)
-        if any(target not in self._text_at for target in targets):
-            keep = self._texts.retain([self._text_at[node] for node in {*known, *scored}])
-            for target in targets:
+        if new := {target for target in targets if target not in self._text_at}:
+            keep = self._texts.retain({self._text_at[node] for node in scored})
+            for target in new:
                 self._resolve(view.trie, target)
-            self._count_flat({self._text_at[t] for t, k in zip(targets, known, strict=True) if t != k})
+            self._count_flat({self._text_at[target] for target in new})
             yield from self._asked(keep)
         for row, (target, before) in enumerate(zip(targets, scored, strict=True)):
             if target != before:
@@ -200,15 +177,6 @@ class LmUtterance:
             answer = yield Ask(self._fusion.lm.scorer, self._session, nodes, keep)
             self._texts.receive(answer)
 
-    def _deepest_known(self, trie: Trie, targets: Sequence[int]) -> list[int]:
-        known = []
-        for target in targets:
-            node = target
-            while node not in self._text_at:
-                node = int(trie.boundary[trie.parent[node]])
-            known.append(node)
-        return known
-
     def _resolve(self, trie: Trie, target: int) -> None:
         """Finds the text of a boundary and of those above it."""
         chain = []
@@ -234,14 +202,14 @@ class LmUtterance:
 
     def _words(self, trie: Trie, boundary: int, labels: list[int]) -> Words:
         """Words of labels behind a boundary."""
-        words = self._fusion.words
-        if words.segmentation == "spaces":
-            return words.words(labels)
-        before = self._texts.words[self._text_at[boundary]]  # a word without spaces around it depends on its neighbours
+        units = self._fusion.units
+        if units.are_local:
+            return units.words(labels)
+        before = self._texts.words[self._text_at[boundary]]
         above = prefix(trie, boundary).tolist()
         if boundary and self._fusion.kinds[above[-1]] == STARTS:
             above.pop()
-        return words.words([*above, *labels])[len(before) :]
+        return units.words([*above, *labels])[len(before) :]
 
     def _prior(self, labels: Sequence[int]) -> float:
         prior = self._fusion.label_prior

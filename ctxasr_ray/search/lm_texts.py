@@ -7,15 +7,14 @@ that fills at most half of the context is written again behind the prefix, unsco
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from ctxasr_ray.search.fusion import Answer, FusionError
+from ctxasr_ray.search.lm_units import Words
 from ctxasr_ray.stage import Costs, TreeNodes, TreeScorer
 from ctxasr_ray.token_tree import Int32
-
-Words = tuple[str, ...]
 
 
 class Spelling(Protocol):
@@ -37,6 +36,10 @@ class Spelling(Protocol):
     def extend(self, words: Words) -> Int32:
         """Ids of a whole text."""
         ...
+
+
+RETAIN_FROM: Final = 64
+"""Nodes of an utterance from which dead ones are given up, whenever there are twice as many as were left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +84,7 @@ class LmTexts:
         self._is_alive: list[bool] = []
         self._children: dict[tuple[int, int], int] = {}
         self._unscored: list[tuple[int, int, list[int]]] = []  # text, the text that it adds to, its own nodes
-        self._num_scored = 0
+        self._num_scored = self._num_retained = 0
         self._eos_of_nothing = -1  # node whose log-prob is that of an end at once
 
     def text(self, before: int, words: Words) -> int:
@@ -99,7 +102,8 @@ class LmTexts:
         self.words.append(self.words[before] + words)
         self.log_probs.append(np.nan)
         ids = self._chunk(before, words)
-        top = self._revived(self._last[before])
+        top = self._last[before]
+        assert top < 0 or self._is_alive[top], "a text grows only from texts that were retained"
         if ids is None:
             ids, top, parent = self._whole(made), -1, 0
         elif not self._fits(top, len(ids)):
@@ -124,17 +128,30 @@ class LmTexts:
         if self._eos_of_nothing < 0 and self._lm.eos_token_id is not None and len(self._lm.prefix):
             self._eos_of_nothing = self._insert(-1, np.array([self._lm.eos_token_id], np.int32))[0]
 
-    def retain(self, texts: Iterable[int]) -> Int32:
-        """Marks every node dead that lies above none of the texts; returns the nodes to name to the scorer."""
-        kept = {node for node in (self._last[text] for text in texts) if node >= 0 and self._is_alive[node]}
+    def retain(self, texts: Iterable[int]) -> Int32 | None:
+        """Gives up every node that is above none of the texts and below none: no text will be built on it.
+
+        Returns:
+            The nodes to name to the scorer; None while there is too little to give up.
+        """
+        if len(self._tokens) < 2 * self._num_retained + RETAIN_FROM:
+            return None
         alive = [False] * len(self._tokens)
-        for node in kept:
-            above = node
+        for text in texts:
+            node = self._last[text]
+            if node < 0:
+                return None
+            alive[node] = self._is_alive[node]
+        for node, above in enumerate(self._parents):
+            alive[node] = alive[node] or (above >= 0 and alive[above] and self._is_alive[node])
+        kept = np.flatnonzero(alive).astype(np.int32)
+        for node in kept.tolist():
+            above = self._parents[node]
             while above >= 0 and not alive[above]:
                 alive[above] = True
                 above = self._parents[above]
-        self._is_alive = alive
-        return np.array(sorted(kept), np.int32)
+        self._is_alive, self._num_retained = alive, sum(alive)
+        return kept
 
     def nodes(self) -> TreeNodes | None:
         """The nodes that wait for their scores; None where there are none."""
@@ -150,7 +167,7 @@ class LmTexts:
         Raises:
             FusionError: a score is no finite number.
         """
-        log_probs, eos = answer
+        log_probs, eos = answer.log_probs, answer.eos_log_probs
         first = self._num_scored
         for node, (log_prob, end) in enumerate(zip(log_probs.tolist(), eos.tolist(), strict=True), start=first):
             if self._parents[node] < 0 and not len(self._lm.prefix):
@@ -213,22 +230,14 @@ class LmTexts:
         self._lm.costs.count("context_slides")
         return self._insert(-1, np.array(context, np.int32))[-1]
 
-    def _revived(self, node: int) -> int:
-        """The node, or where it was given up, new ones with the same tokens above and at its place."""
-        if node < 0 or self._is_alive[node]:
-            return node
-        tokens, above = [], node
-        while above >= 0 and not self._is_alive[above]:
-            tokens.append(self._tokens[above])
-            above = self._parents[above]
-        self._lm.costs.count("tokens_replayed", len(tokens))
-        return self._insert(above, tokens[::-1])[-1]
-
     def _insert(self, top: int, ids: Sequence[int] | Int32) -> list[int]:
         path = []
         for token in ids:
             node = self._children.get((top, int(token)))
-            if node is None or not self._is_alive[node]:
+            if node is not None and not self._is_alive[node]:
+                self._lm.costs.count("tokens_replayed")
+                node = None
+            if node is None:
                 node = len(self._tokens)
                 self._tokens.append(int(token))
                 self._parents.append(top)

@@ -14,7 +14,7 @@ from ctxasr_ray.search.ctc_beam import BeamState, CtcBeamSearch, Labelling
 from ctxasr_ray.search.ctc_kernels import boundaries
 from ctxasr_ray.search.ctc_state import NEVER, Floats
 from ctxasr_ray.search.fusion import Answer, Ask, FusedUtterance, Fusion, FusionError, View, Wake
-from ctxasr_ray.stage import TreeScorer
+from ctxasr_ray.stage import NextScorer, TreeScorer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +112,16 @@ def _answers(scorer: TreeScorer, asks: Sequence[Ask]) -> list[Answer]:
     kept = [ask for ask in asks if ask.keep is not None]
     if kept:
         scorer.retain([ask.session for ask in kept], [ask.keep for ask in kept if ask.keep is not None])
-    return scorer.extend([ask.session for ask in asks], [ask.nodes for ask in asks])
+    sessions = [ask.session for ask in asks]
+    scores = scorer.extend(sessions, [ask.nodes for ask in asks])
+    following: dict[int, Floats] = {}
+    if wanted := [ask for ask in asks if ask.next_tokens is not None]:
+        assert isinstance(scorer, NextScorer), "only such a scorer is asked for next tokens"
+        after = [ask.num_before + np.arange(len(ask.nodes.tokens), dtype=np.int32) for ask in wanted]
+        tokens = [ask.next_tokens for ask in wanted if ask.next_tokens is not None]
+        own = [ask.session for ask in wanted]
+        following = dict(zip(own, scorer.next_log_probs(own, after, tokens), strict=True))
+    return [Answer(*pair, following.get(session)) for session, pair in zip(sessions, scores, strict=True)]
 
 
 def _moments(
