@@ -8,7 +8,9 @@ from made_run import write_made_run
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-QUICKSTART = Path(__file__).parents[1] / "runs" / "quickstart"
+RUNS = Path(__file__).parents[1] / "runs"
+QUICKSTART = RUNS / "quickstart"
+SHOWCASE = RUNS / "showcase"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -52,6 +54,47 @@ def test_the_first_look_shows_two_figures_and_answers_from_a_made_run(
     assert "synthetic, test: lm_rescoring makes" in text
     assert "points fewer than first_pass" in text
     assert "lm_rescoring helps in" in text
+
+
+ANSWERS = {
+    "02": (2, "rescoring can win at most", "lm_rescoring closes"),
+    "03": (1, "is nearly as good as", "On test the chosen weight costs"),
+    "05": (2, "systems are on the frontier", "The costliest step is"),
+    "06": (2, "confidently wrong (0.9 or more)", "lm_rescoring makes"),
+}
+"""Notebook -> its drawings, and what its answer says on the made run."""
+
+
+def notebook(number: str) -> Path:
+    return next(path for path in NOTEBOOKS if path.stem.startswith(number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ANSWERS)
+def test_a_notebook_draws_and_answers_from_a_made_run(number: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, num_drawings = outputs(executed(notebook(number), made, monkeypatch))
+    expected, *sentences = ANSWERS[number]
+    assert num_drawings == expected
+    for sentence in sentences:
+        assert sentence in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (QUICKSTART / "report").is_dir(), reason="no finished run in runs/quickstart: make quickstart")
+@pytest.mark.parametrize("number", ["02", "03"])
+def test_a_notebook_reads_the_quickstart(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, num_drawings = outputs(executed(notebook(number), QUICKSTART, monkeypatch))
+    assert num_drawings == ANSWERS[number][0]
+    assert ANSWERS[number][1] in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHOWCASE / "report").is_dir(), reason="no finished run in runs/showcase: make showcase")
+@pytest.mark.parametrize("number", ["05", "06"])
+def test_a_notebook_reads_the_showcase(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, num_drawings = outputs(executed(notebook(number), SHOWCASE, monkeypatch))
+    assert num_drawings == ANSWERS[number][0]
+    assert ANSWERS[number][1] in text
 
 
 @pytest.mark.slow

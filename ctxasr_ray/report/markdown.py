@@ -6,12 +6,11 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from ctxasr_ray.report.costs import StepCost
+from ctxasr_ray.report.systems import is_percent, label
 from ctxasr_ray.report.tables import (
     cells,
     columns,
     headlines,
-    is_percent,
-    label,
     legend,
     lines,
     number,

@@ -36,10 +36,10 @@ def slices(comparison: Comparison, baseline: str | None = None) -> list[Line]:
     members = np.array([name == split for name in splits], bool)
     if not comparison.systems or not members.any():
         return []
-    base = list(comparison.systems).index(baseline) if baseline in comparison.systems else 0
+    base = next((place for place, name in enumerate(comparison.systems) if name == baseline), 0)
     facts = [dict(row["attributes"] or []) for row in comparison.utterances]
     keys = dict.fromkeys(key for fact, member in zip(facts, members, strict=True) if member for key in fact)
-    found = []
+    found: list[Line] = []
     for key in keys:
         values = np.array([fact.get(key) or "" for fact in facts], dtype=object)
         counted = members & (values != "") & (comparison.num_words > 0)
