@@ -105,7 +105,7 @@ class CtcBeamSearch:
         return self.finish(state)
 
     def run(
-        self, state: BeamState, log_probs_TV: Floats, until: int, *, shortest: int = NEVER, at_word: bool = False
+        self, state: BeamState, log_probs_TV: Floats, until: int, *, shortest: int = NEVER, word_state: int = -1
     ) -> None:
         """Searches on in compiled code, to a frame or to a condition, whichever is first.
 
@@ -114,14 +114,14 @@ class CtcBeamSearch:
             log_probs_TV: From `checked`.
             until: Frames that are done in the end, at most T.
             shortest: Stops as soon as every row has this many complete words.
-            at_word: Stops as soon as a row has a complete word that `know` has not marked.
+            word_state: Stops as soon as this fusion state of a row is not `trie.boundary` of its node; -1 is none.
         """
         state.frame, state.beam, state.spare = run(
             log_probs_TV,
             state.frame,
             until,
             shortest,
-            at_word,
+            word_state,
             self.blank_id,
             self._suppressed(),
             self._kinds(),

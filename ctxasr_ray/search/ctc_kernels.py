@@ -256,7 +256,6 @@ def child(trie: Trie, node: int, token: int, kind: int) -> int:
     trie.words[made] = trie.words[node] + completes
     trie.boundary[made] = made if completes else trie.boundary[node]
     trie.is_open[made] = kind != ENDS and kind != SEPARATES
-    trie.is_known[made] = False
     return int(made)
 
 
@@ -330,10 +329,10 @@ def fewest_words(trie: Trie, beam: Beam) -> int:
 
 
 @compiled
-def _woken(trie: Trie, beam: Beam, shortest: int, at_word: bool) -> bool:
-    if at_word:
+def _woken(trie: Trie, beam: Beam, shortest: int, word_state: int) -> bool:
+    if word_state >= 0:
         for row in range(beam.size[0]):
-            if not trie.is_known[trie.boundary[beam.node[row]]]:
+            if beam.states[row, word_state] != trie.boundary[beam.node[row]]:
                 return True
     return fewest_words(trie, beam) >= shortest
 
@@ -344,7 +343,7 @@ def run(
     first: int,
     until: int,
     shortest: int,
-    at_word: bool,
+    word_state: int,
     blank_id: int,
     suppressed_V: npt.NDArray[np.bool_],
     kinds_V: npt.NDArray[np.int8],
@@ -363,7 +362,7 @@ def run(
         first: First frame.
         until: Frame to stop before.
         shortest: Complete words of the shortest row from which to stop.
-        at_word: Stop as soon as a row has a complete word for which no fusion was woken.
+        word_state: Stop as soon as this state of a row is not its boundary; -1 is none.
         skip_log_prob: The blank's log-prob from which a frame is not searched.
 
     Returns:
@@ -393,6 +392,6 @@ def run(
         )
         select(beam, trie, candidates, beam_threshold, kinds_V, heap_K, spare)
         beam, spare = spare, beam
-        if (at_word or shortest < NEVER) and _woken(trie, beam, shortest, at_word):
+        if (word_state >= 0 or shortest < NEVER) and _woken(trie, beam, shortest, word_state):
             return t + 1, beam, spare
     return until, beam, spare

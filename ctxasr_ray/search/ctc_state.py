@@ -58,8 +58,6 @@ class Trie(NamedTuple):
     """The shortest prefix with the same complete words: the node itself or one above it."""
     is_open: npt.NDArray[np.bool_]
     """Whether an incomplete word follows the complete ones."""
-    is_known: npt.NDArray[np.bool_]
-    """Of a boundary: fusions were woken for it."""
     size: npt.NDArray[np.int64]
     """(1,) nodes in use."""
 
@@ -100,14 +98,13 @@ class Candidates(NamedTuple):
 def empty_trie(num_nodes: int) -> Trie:
     """Room for `num_nodes` prefixes, holding the empty one."""
     parent, token, first_child, next_sibling, row, words, boundary = np.empty((7, num_nodes), dtype=np.int32)
-    is_open, is_known = np.empty((2, num_nodes), dtype=np.bool_)
+    is_open = np.empty(num_nodes, dtype=np.bool_)
     for column in (parent, token, first_child, next_sibling, row):
         column[0] = -1
     for start in (words, boundary, is_open):
         start[0] = 0
-    is_known[0] = True
     size = np.ones(1, dtype=np.int64)
-    return Trie(parent, token, first_child, next_sibling, row, words, boundary, is_open, is_known, size)
+    return Trie(parent, token, first_child, next_sibling, row, words, boundary, is_open, size)
 
 
 def empty_beam(num_rows: int, num_states: int) -> Beam:

@@ -61,7 +61,7 @@ class Wake:
     Args:
         frame: As soon as this many frames are done.
         shortest: As soon as every row has this many complete words.
-        at_word: As soon as a row has a complete word that no fusion was woken for yet.
+        at_word: As soon as the fusion's first state of a row is not `trie.boundary` of its node: it has a new word.
     """
 
     frame: int = NEVER

@@ -11,9 +11,8 @@ import numpy as np
 
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_beam import BeamState, CtcBeamSearch, Labelling
-from ctxasr_ray.search.ctc_kernels import boundaries
 from ctxasr_ray.search.ctc_state import NEVER, Floats
-from ctxasr_ray.search.fusion import Answer, Ask, FusedUtterance, Fusion, FusionError, View, Wake
+from ctxasr_ray.search.fusion import Answer, Ask, FusedUtterance, Fusion, FusionError, View
 from ctxasr_ray.stage import NextScorer, TreeScorer
 
 
@@ -136,15 +135,16 @@ def _moments(
     columns = {f.name: slice(a, b) for f, a, b in zip(fusions, ends[:-1], ends[1:], strict=True)}
     bonuses = [fusion for fusion in fusions if fusion.max_bonus is not None]
     max_bonus = sum(fusion.max_bonus or 0.0 for fusion in bonuses)
-    wakes = [part.wake() for part in current.values()]
+    wakes = {name: part.wake() for name, part in current.items()}
     while state.frame < len(log_probs_TV):
-        wake = Wake(
-            frame=min([len(log_probs_TV), *(w.frame for w in wakes)]),
-            shortest=min([NEVER, *(w.shortest for w in wakes)]),
-            at_word=any(w.at_word for w in wakes),
-        )
         if not bonuses:
-            search.run(state, log_probs_TV, wake.frame, shortest=wake.shortest, at_word=wake.at_word)
+            search.run(
+                state,
+                log_probs_TV,
+                min([len(log_probs_TV), *(wake.frame for wake in wakes.values())]),
+                shortest=min([NEVER, *(wake.shortest for wake in wakes.values())]),
+                word_state=next((columns[name].start for name, wake in wakes.items() if wake.at_word), -1),
+            )
         elif search.expand(state, log_probs_TV[state.frame], max_bonus=max_bonus):
             for fusion in bonuses:
                 states = state.beam.states[:, columns[fusion.name]]
@@ -156,9 +156,7 @@ def _moments(
                 yield from part.pruned(view)
             except FusionError as fault:
                 raise _LeftOutError(name, str(fault)) from fault
-        wakes = [part.wake() for part in current.values()]
-        if wake.at_word:
-            state.trie.is_known[boundaries(state.trie, state.beam, NEVER)] = True
+        wakes = {name: part.wake() for name, part in current.items()}
     for name, part in current.items():
         view = View(state.trie, state.beam, state.beam.states[:, columns[name]], state.frame)
         try:
