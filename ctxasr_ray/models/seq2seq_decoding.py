@@ -14,6 +14,8 @@ from ctxasr_ray.models.arena_cache import ArenaCache
 
 MIN_GATHERED: Final = 64
 """A cache with fewer nodes is never gathered: the copy would cost more than the nodes."""
+WEIGHTS_FIRST_ROWS: Final = 8
+"""Most rows whose logits are computed as W x^T on a CPU."""
 
 
 class Decoding(Protocol):
@@ -108,8 +110,7 @@ class TreeDecoding:
         return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._head(hidden).float()
-        return logits
+        return head_logits(self._head, hidden)
 
 
 class RowDecoding:
@@ -150,5 +151,18 @@ class RowDecoding:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        logits_BV: torch.Tensor = self._head(hidden_BND[:, -1]).float()
-        return logits_BV
+        return head_logits(self._head, hidden_BND[:, -1])
+
+
+def head_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """(..., V) float32 logits; the few rows of a beam are read from the weights' side where that is faster.
+
+    On a CPU (MKL, one AVX-512 core) 51,865 x 512 weights times 5 rows take 7 ms as W x^T and 15 ms as x W^T; from 16
+    rows on there is no difference.
+    """
+    num_rows = hidden.numel() // hidden.shape[-1]
+    if hidden.device.type != "cpu" or not 1 < num_rows <= WEIGHTS_FIRST_ROWS or head.bias is not None:
+        logits: torch.Tensor = head(hidden).float()
+        return logits
+    rows = torch.mm(head.weight, hidden.reshape(num_rows, -1).T).T
+    return rows.contiguous().float().view(*hidden.shape[:-1], -1)
