@@ -235,7 +235,7 @@ def test_a_landscape_is_the_objective_at_every_weight() -> None:
     (stairs,) = [patch for patch in axes.patches if hasattr(patch, "get_data")][:1]
     values = stairs.get_data().values
     assert values[0] == 50.0  # weight 0: the first pass, one wrong word of two everywhere
-    assert values.min() == 0.0
+    assert values[-1] == 0.0  # a large weight: the language model, which is always right
     assert "N = 12 utterances (dev)" in chart.caption
     assert axes.get_legend() is not None
 

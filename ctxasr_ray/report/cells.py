@@ -31,7 +31,9 @@ def results(rows: Sequence[Line], records: Sequence[Record]) -> dict[str, Any]:
         head("95 % interval", "sorted by its lower end"),
         head("change", "points against the baseline, minus is better", number=True),
         head("its 95 % interval", "paired over the same utterances"),
-        head("p", "probability of such a change if there were none", number=True),
+        head(
+            "p", "probability of such a change if there were none; adj.: corrected for all that was tried", number=True
+        ),
         head("S/D/I", "substitutions/deletions/insertions, sorted by their sum", number=True),
         head("N", "utterances", number=True),
         head("tried", "configurations that were compared before this one was chosen", number=True),
@@ -111,11 +113,18 @@ def _rate_cells(row: Line, metric: str, rows: Sequence[Line], high: float) -> li
         bounds,
         number_cell(number(metric, delta, signed=True) if compared else "", delta),
         {"text": paired, "sort": "" if not paired else repr(record["delta_ci_low"])},
-        number_cell(p_value(record["p_value"]) if compared else "", record["p_value"] if compared else None),
+        _p_cell(record) if compared else number_cell("", None),
         number_cell(edits(record), wrong if counts else None),
         number_cell(f"{record['num_utterances']:,}", record["num_utterances"], troubles(record)),
         number_cell(f"{record['num_configurations']:,}", record["num_configurations"]),
     ]
+
+
+def _p_cell(record: Record) -> dict[str, Any]:
+    adjusted, chance = record.get("p_value_adjusted"), record.get("probability_of_improvement")
+    said = "" if chance is None else f"better in {100 * chance:.1f} % of the resamples"
+    small = "" if adjusted is None else f"adj. {p_value(adjusted)}"
+    return number_cell(p_value(record["p_value"]), record["p_value"], small) | {"help": said}
 
 
 def mark(

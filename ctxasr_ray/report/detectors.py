@@ -257,7 +257,7 @@ def never_matching(
     absent = [phrase for phrase in checked if f" {plain[phrase]} " not in written]
     if absent:
         yield Finding(
-            severity="warning" if 2 * len(absent) > len(checked) else "note",
+            severity="warning" if contexts and 2 * len(absent) > len(checked) else "note",
             name="never_matching",
             what="Spoken phrases that no system and no N-best list ever holds",
             where=f"phrases {_some(absent)}",

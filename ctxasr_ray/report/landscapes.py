@@ -78,21 +78,26 @@ def weight_landscapes(tuned: Tuned) -> Chart | None:
     for axes, value in zip(panels, values, strict=True):
         low, high = _window(value)
         for index, (split, tables) in enumerate(tuned.tables.items()):
-            seen = _within(landscape(tuned.config, tuned.fits, value.name, *tables), low, high)
-            axes.stairs(100 * seen.values, seen.edges, baseline=None, color=style(index)[1], label=split, linewidth=1.4)
+            whole = landscape(tuned.config, tuned.fits, value.name, *tables)
+            seen = _within(whole, low, high, tuned.config.bounds.get(value.name, (None, None)))
+            best = 100 * whole.values.min()
+            name = f"{split}, best {best:.2f} %"
+            above = 100 * seen.values - best
+            axes.stairs(above, seen.edges, baseline=None, color=style(index)[1], label=name, linewidth=1.4)
         if value.flat:
             axes.axvspan(*np.clip(value.flat, low, high), color="#888888", alpha=0.15, label="nearly as good (dev)")
         axes.axvline(value.value, color=INK, linewidth=1.2, linestyle="--", label="chosen")
         axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.6)
         axes.set_xlim(low, high)
         axes.set_xlabel(f"weight of {value.name}, relative to the recogniser's 1")
-        axes.set_ylabel(f"{value.objective.partition('|')[0]} (%)")
+        axes.set_ylabel(f"{value.objective.partition('|')[0]} above its best (points)")
+        axes.margins(y=0.08)
     legend(panels[0], "split")
     sizes = {split: tables[0].num_rows for split, tables in tuned.tables.items()}
     counted = ", ".join(f"N = {size:,} utterances ({split})" for split, size in sizes.items())
     caption = (
-        "The objective for every value of one weight, the others held at their fit; exact, no grid. Only "
-        f"{values[0].split} chose the weight. {counted}."
+        "How much worse than its best each split is for every value of one weight, the others held at their fit; "
+        f"exact, no grid. Only {values[0].split} chose the weight. {counted}."
     )
     return Chart("landscape_" + "".join(c if c.isalnum() else "_" for c in tuned.system), title, caption, figure)
 
@@ -103,15 +108,20 @@ def _free(value: FittedValue) -> bool:
 
 
 def _window(value: FittedValue) -> tuple[float, float]:
-    """Twice as wide as what is known of the value, so that both slopes are seen."""
-    spans = [span for span in (value.optimal, value.flat, value.bootstrap) if span]
-    ends = [value.value, 0.0, *(end for span in spans for end in span if abs(end) < 1e6)]
-    margin = 0.5 * (max(ends) - min(ends)) or 1.0
+    """Where the objective changes most: what is best and nearly as good, as far as eight times the weight itself."""
+    best = value.optimal or (value.value, value.value)
+    reach = 8 * max(abs(value.value), 0.1, best[1] - best[0] if best[1] - best[0] < 1e6 else 0.0)
+    spans = [best, value.flat or best]
+    ends = [value.value, 0.0, *(min(reach, max(-reach, end)) for span in spans for end in span)]
+    margin = 0.4 * (max(ends) - min(ends))
     return min(ends) - (margin if min(ends) < 0 else 0.0), max(ends) + margin
 
 
-def _within(whole: Landscape, low: float, high: float) -> Landscape:
-    """The cells between two positions; the outer ones end there."""
-    edges = np.clip(whole.edges, low, high)
+def _within(whole: Landscape, low: float, high: float, bounds: tuple[float | None, float | None]) -> Landscape:
+    """The cells between two positions; the outer ones go on to where the weight may go."""
+    edges = whole.edges.copy()
+    edges[0] = min(edges[0], low) if bounds[0] is None else edges[0]
+    edges[-1] = max(edges[-1], high) if bounds[1] is None else edges[-1]
+    edges = np.clip(edges, low, high)
     kept = np.diff(edges) > 0
     return Landscape(np.append(edges[:-1][kept], edges[1:][kept][-1]), whole.values[kept])
