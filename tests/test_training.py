@@ -527,11 +527,10 @@ def test_finished_runs_are_shipped_with_their_digests(tmp_path: Path) -> None:
 
 
 SHIPPED = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-needs_attention = pytest.mark.skipif("attention" not in SHIPPED, reason="no attention model is shipped yet")
 
 
 def test_every_shipped_model_has_its_digests() -> None:
-    assert {"ctc", "lm"} <= set(SHIPPED)
+    assert {"attention", "ctc", "lm"} <= set(SHIPPED)
     assert sorted(json.loads((ASSETS / DIGESTS).read_text())) == SHIPPED
 
 
@@ -546,7 +545,6 @@ def test_shipped_models_take_at_most_twelve_megabytes() -> None:
     assert size <= 12e6
 
 
-@needs_attention
 def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:
     recogniser = attention.load(checkpoint.resolve(str(ASSETS / "attention")))
     lm = AutoTokenizer.from_pretrained(ASSETS / "lm")
@@ -557,7 +555,6 @@ def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:
     assert recogniser.ctc_head.out_features == len(lm)
 
 
-@needs_attention
 def test_the_shipped_attention_model_hears_with_transformers_alone_what_it_hears_with_us() -> None:
     torch.set_num_threads(1)
     directory = ASSETS / "attention"
