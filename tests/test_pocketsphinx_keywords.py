@@ -1,4 +1,5 @@
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import soundfile
 import soxr
 
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
+from ctxasr_ray.keywords.catalogue import catalogue
+from ctxasr_ray.keywords.phrase_files import Entry
+from ctxasr_ray.models.pocketsphinx_keywords import searchable
 from ctxasr_ray.nbest import NBest, read_nbest
 from ctxasr_ray.schema import conform
 from ctxasr_ray.stage import Costs, StageConfig, identity
@@ -38,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stage(folder: Path) -> Any:
     path = folder / "phrases.tsv"
-    odd = ["\N{HOT BEVERAGE}", "\u0430\u043d\u043d\u0430", "la " * 200, "q"]
+    odd = ["\N{HOT BEVERAGE}", "\u0430\u043d\u043d\u0430", "la " * 200, "q", "coffee \N{HOT BEVERAGE}"]
     scores = {"zimbrato": 1.0}
     path.write_text("".join(f"{phrase}\t{scores.get(phrase, 0.0)}\n" for phrase in [*PHRASES, *odd]))
     return PocketSphinxKeywordsConfig(catalogue=str(path), num_hypotheses=8).build()
@@ -123,12 +127,25 @@ def test_odd_phrases_are_left_out_with_their_reason_and_counted(
     recognised: tuple[list[NBest], Costs], stage: Any
 ) -> None:
     _, costs = recognised
-    assert costs.counters["phrases_searched"] == len(PHRASES) + 1  # q is carried
+    assert costs.counters["phrases_searched"] == len(PHRASES) + 2  # q and coffee
     assert costs.counters["phrases_unpronounceable"] == 1
     assert costs.counters["phrases_too_long"] == 1
+    spoken = {" ".join(e.words) for e in stage._search.phrases.values()}
+    assert "coffee" in spoken  # the emoji beside it cannot be said
     reasons = {out.reason: out for out in stage._search.left_out}
     assert "Latin" in reasons["unpronounceable"].message
     assert "expected 1 to 150" in reasons["too_long"].message
+
+
+def test_a_phrase_is_said_as_its_words_its_other_spellings_or_as_one_says_oneself() -> None:
+    entries = [Entry(1, "Dr. Read", None, ("doctor read",)), Entry(2, "zimbrato")]
+    dictionary = {"read": ["R EH D", "R IY D"], "dr": ["D R"], "doctor": ["D AA K T ER"]}
+    made = searchable(catalogue(entries), dictionary, ("zimbrato=Z IH M",))
+    phones = {" ".join(e.words): e.phones for e in made.entries}
+    assert phones["zimbrato"] == ("Z IH M",)
+    assert phones["dr read"] == ("D R R EH D", "D R R IY D", "D AA K T ER R EH D", "D AA K T ER R IY D")
+    assert sum(math.exp(e.log_prior) for e in made.entries) == pytest.approx(1.0)
+    assert made.counters == {"phrases_searched": 2}
 
 
 def test_silence_snippets_and_audio_without_a_frame_are_rows_of_their_own(
@@ -144,7 +161,7 @@ def test_settings_and_lists_that_cannot_work_are_refused_in_words(tmp_path: Path
     path = tmp_path / "phrases.txt"
     path.write_text("\u0430\u043d\u043d\u0430\n")
     with pytest.raises(ValueError, match="no phrase of the catalogue can be searched"):
-        PocketSphinxKeywordsConfig(catalogue=str(path)).build()
+        PocketSphinxKeywordsConfig(catalogue=str(path)).fingerprint()
     with pytest.raises(ValueError, match="--catalogue"):
         PocketSphinxKeywordsConfig().fingerprint()
     for share in (0.0, 1.0, float("nan")):

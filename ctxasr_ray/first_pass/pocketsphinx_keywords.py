@@ -6,9 +6,8 @@ from typing import ClassVar
 
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig, PocketSphinxFirstPass
 from ctxasr_ray.keywords.catalogue import Catalogue, load
-from ctxasr_ray.keywords.pronunciation import engine
 from ctxasr_ray.models.pocketsphinx import find_model, fingerprint
-from ctxasr_ray.models.pocketsphinx_keywords import KeywordSearch
+from ctxasr_ray.models.pocketsphinx_keywords import KeywordSearch, read_dictionary, searchable
 from ctxasr_ray.stage import Resources
 
 
@@ -68,12 +67,16 @@ class PocketSphinxKeywordsConfig:
         return load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
 
     def fingerprint(self) -> Mapping[str, str]:
-        """Digests of the model's files, the engines' versions and the catalogue.
+        """Digests of the model's files, of the catalogue and of how its phrases are pronounced.
 
         Raises:
-            ValueError, RuntimeError: as `phrases` and `models.pocketsphinx.find_model`.
+            ValueError, RuntimeError: as `phrases`, `models.pocketsphinx.find_model` and
+                `models.pocketsphinx_keywords.searchable`.
         """
-        return {**fingerprint(self.model, self.words), "catalogue": self.phrases().digest, "phonemes": engine()}
+        phrases = self.phrases()
+        made = searchable(phrases, read_dictionary(find_model(self.model).dictionary), self.words)
+        own = fingerprint(self.model, self.words)
+        return {**own, "catalogue": phrases.digest, "pronunciations": made.digest()}
 
     def build(self) -> PocketSphinxFirstPass:
         """Loads the model and makes the search of the phrases."""

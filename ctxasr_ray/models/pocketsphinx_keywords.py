@@ -12,9 +12,11 @@ Reference:
     against a background of other speech. Ours: the background is the model's own words by their own unigram.
 """
 
+import hashlib
 import math
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -37,6 +39,7 @@ MAX_PRONUNCIATIONS: Final = 4
 MAX_PHONES: Final = 150
 """About 15 s of speech; a longer phrase is no keyword and is left out."""
 _SEARCH: Final = "keywords"
+_VARIANT: Final = re.compile(r"\(\d+\)$")
 _STRIPPED: Final = '.,;:!?"()[]'
 
 
@@ -66,26 +69,119 @@ class LeftOut:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Searchable:
+    """What of a catalogue can be searched, and what cannot."""
+
+    entries: tuple[PhraseEntry, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How many phrases are searched, and how many are not by reason."""
+        reasons = [out.reason for out in self.left_out]
+        return {"phrases_searched": len(self.entries)} | {
+            f"phrases_{reason}": reasons.count(reason) for reason in sorted(set(reasons))
+        }
+
+    def digest(self) -> str:
+        """Of names, words, priors and pronunciations."""
+        lines = (f"{e.name} {' '.join(e.words)} {e.log_prior:.6f} {'|'.join(e.phones)}" for e in self.entries)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def searchable(catalogue: Catalogue, dictionary: Mapping[str, Sequence[str]], own: Sequence[str] = ()) -> Searchable:
+    """Pronounces a catalogue; no decoder is needed.
+
+    Args:
+        catalogue: Differences between scores are nats between priors; other spellings are other pronunciations.
+        dictionary: From `read_dictionary`; espeak-ng pronounces what it lacks.
+        own: Pronunciations of one's own, as for `models.pocketsphinx.pronunciations`, instead of the dictionary's.
+
+    Raises:
+        ValueError: no phrase can be searched; says why.
+        RuntimeError: espeakng-loader is not installed.
+    """
+    spoken: dict[str, tuple[str, ...]] = {}
+    for word, phones in pronunciations(own):
+        spoken[word] = (*spoken.get(word, ()), phones)
+    weights = catalogue.weights(0.0).astype(float).tolist()
+    found: list[tuple[int, tuple[str, ...], tuple[int, ...], tuple[str, ...]]] = []
+    left_out: list[LeftOut] = []
+    for place, (phrase, spellings) in enumerate(zip(catalogue.phrases, catalogue.spellings, strict=True)):
+        words = _words(phrase)
+        try:
+            ways = [_ways(written, dictionary, spoken) for written in (words, *map(_words, spellings)) if written]
+        except ValueError as error:
+            left_out.append(LeftOut(phrase, "unpronounceable", str(error)))
+            continue
+        sizes = tuple(len(way[0].split()) for way in ways[0]) if words else ()
+        if not 0 < sum(sizes) <= MAX_PHONES:
+            reason = "too_long" if sizes else "unpronounceable"
+            left_out.append(
+                LeftOut(phrase, reason, f"'{phrase[:40]}': {sum(sizes)} phones, expected 1 to {MAX_PHONES}")
+            )
+            continue
+        said = [" ".join(way) for spelled in ways for way in islice(product(*spelled), MAX_PRONUNCIATIONS)]
+        found.append((place, words, sizes, tuple(dict.fromkeys(said))))
+    if not found:
+        reasons = "; ".join(out.message for out in left_out[:3]) or "it is empty"
+        raise ValueError(f"no phrase of the catalogue can be searched: {reasons}. Mend it, or take another first pass.")
+    top = max(weights[place] for place, *_ in found)
+    total = top + math.log(sum(math.exp(weights[place] - top) for place, *_ in found))
+    entries = [
+        PhraseEntry(
+            name=f"keyword/{place}", words=words, num_phones=sizes, log_prior=weights[place] - total, phones=ways
+        )
+        for place, words, sizes, ways in found
+    ]
+    return Searchable(tuple(entries), tuple(left_out))
+
+
+def _words(phrase: str) -> tuple[str, ...]:
+    """The words of a phrase that can be said: an emoji beside them cannot."""
+    words = (word.strip(_STRIPPED) for word in phrase.lower().split())
+    return tuple(word for word in words if any(character.isalnum() for character in word))
+
+
+def _ways(
+    words: Sequence[str], dictionary: Mapping[str, Sequence[str]], spoken: dict[str, tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """The pronunciations of each word; `spoken` remembers them."""
+    for word in words:
+        if word not in spoken:
+            spoken[word] = tuple(dictionary.get(word, ())) or (arpabet(word),)
+    return [spoken[word] for word in words]
+
+
+def read_dictionary(path: Path) -> dict[str, list[str]]:
+    """Word -> pronunciations of a dictionary in CMU form, where word(2) is another way to say word."""
+    read: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        word, _, phones = line.strip().partition(" ")
+        if word and not word.startswith(("##", ";;")):
+            read.setdefault(_VARIANT.sub("", word), []).append(" ".join(phones.split()))
+    return read
+
+
 class KeywordSearch:
     """A decoder that searches phrases over a background, and the language models that score what it finds.
 
     Args:
         files: The model.
-        catalogue: Phrases; differences between their scores are nats between their priors.
+        catalogue: Phrases; see `searchable`.
         keyword_share: Probability that the next entry is a keyword, above 0 and below 1.
         background_words: How many of the model's own words stand for other speech, at least 1.
-        words: Pronunciations of one's own, as for `models.pocketsphinx.pronunciations`; the dictionary's do not count
-            for these.
+        words: Pronunciations of one's own; see `searchable`.
 
     Attributes:
         decoder: Hears; see `models.pocketsphinx.hear`.
         phrases: Searched phrases by the name of their entry.
         left_out: Phrases that are not searched.
-        counters: How many phrases are searched, and how many are not by reason.
+        counters: See `Searchable.counters`.
 
     Raises:
-        ValueError: no phrase of the catalogue can be searched, or a pronunciation of one's own uses phones that the
-            model lacks.
+        ValueError: as `searchable`, or a pronunciation uses phones that the model lacks.
         RuntimeError: pocketsphinx or espeakng-loader is not installed.
     """
 
@@ -98,32 +194,29 @@ class KeywordSearch:
         background_words: int,
         words: Sequence[str] = (),
     ) -> None:
+        dictionary = read_dictionary(files.dictionary)
+        made = searchable(catalogue, dictionary, words)
+        self.phrases: Mapping[str, PhraseEntry] = {entry.name: entry for entry in made.entries}
+        self.left_out = made.left_out
+        self.counters: Mapping[str, int] = made.counters
         self.decoder = open_decoder(files)
         own = open_ngram(self.decoder, files.language)
-        entries, self.left_out = _entries(self.decoder, catalogue, words)
-        if not entries:
-            reasons = "; ".join(out.message for out in self.left_out[:3]) or "it is empty"
-            raise ValueError(
-                f"no phrase of the catalogue can be searched: {reasons}. Leave the catalogue out, or mend it."
-            )
-        self.phrases: Mapping[str, PhraseEntry] = {entry.name: entry for entry in entries}
-        unigrams = _background(self.decoder, own, files.dictionary, background_words)
+        background = _background(self.decoder, own, dictionary, background_words)
         with tempfile.TemporaryDirectory(prefix="ctxasr-keywords-") as folder:
             path = Path(folder) / "keywords.lm"
-            path.write_text(_arpa(entries, unigrams, keyword_share), encoding="utf-8")
+            path.write_text(_arpa(made.entries, background, keyword_share), encoding="utf-8")
             search = open_ngram(self.decoder, path)
-        for entry in entries:
+        for entry in made.entries:
             for variant, phones in enumerate(entry.phones, start=1):
                 name = entry.name if variant == 1 else f"{entry.name}({variant})"
                 _add(self.decoder, name, phones, " ".join(entry.words))
         self.decoder.add_lm(_SEARCH, search)
         self.decoder.activate_search(_SEARCH)
         self.search_model = Trigram(self.decoder, search)
-        for word in dict.fromkeys(word for entry in entries for word in entry.words):
+        for word in dict.fromkeys(word for entry in made.entries for word in entry.words):
             if own.prob([word]) <= self.decoder.logmath.get_zero():
                 own.add_word(word, 1.0)
         self.language_model = Trigram(self.decoder, own)
-        self.counters: Mapping[str, int] = {"phrases_searched": len(entries), **_counted(self.left_out)}
 
     def written(
         self, names: Sequence[str], start_s: Sequence[float], end_s: Sequence[float]
@@ -159,64 +252,10 @@ def _add(decoder: Any, name: str, phones: str, phrase: str) -> None:
         ) from error
 
 
-def _counted(left_out: Sequence[LeftOut]) -> dict[str, int]:
-    reasons = [out.reason for out in left_out]
-    return {f"phrases_{reason}": reasons.count(reason) for reason in sorted(set(reasons))}
-
-
-def _entries(decoder: Any, catalogue: Catalogue, own: Sequence[str]) -> tuple[list[PhraseEntry], list[LeftOut]]:
-    """What can be searched, and what cannot with its reason; priors are a softmax over what can."""
-    found: list[tuple[int, tuple[str, ...], list[tuple[str, ...]]]] = []
-    left_out: list[LeftOut] = []
-    spoken: dict[str, tuple[str, ...]] = {}
-    for word, phones in pronunciations(own):
-        spoken[word] = (*spoken.get(word, ()), phones)
-    for place, phrase in enumerate(catalogue.phrases):
-        words = tuple(bare for word in phrase.lower().split() if (bare := word.strip(_STRIPPED)))
-        try:
-            for word in words:
-                if word not in spoken:
-                    spoken[word] = _spoken(decoder, word)
-        except ValueError as error:
-            left_out.append(LeftOut(phrase, "unpronounceable", str(error)))
-            continue
-        ways = [spoken[word] for word in words]
-        num_phones = sum(len(way[0].split()) for way in ways)
-        if not words or num_phones > MAX_PHONES:
-            reason = "too_long" if words else "unpronounceable"
-            message = f"'{phrase[:40]}': {num_phones} phones, expected 1 to {MAX_PHONES}"
-            left_out.append(LeftOut(phrase, reason, message))
-            continue
-        found.append((place, words, ways))
-    scores = [float(catalogue.weights(0.0)[place]) for place, _, _ in found]
-    total = max(scores, default=0.0) + math.log(sum(math.exp(s - max(scores)) for s in scores) or 1.0)
-    entries = [
-        PhraseEntry(
-            name=f"keyword/{place}",
-            words=words,
-            num_phones=tuple(len(way[0].split()) for way in ways),
-            log_prior=score - total,
-            phones=tuple(" ".join(way) for way in islice(product(*ways), MAX_PRONUNCIATIONS)),
-        )
-        for (place, words, ways), score in zip(found, scores, strict=True)
-    ]
-    return entries, left_out
-
-
-def _spoken(decoder: Any, word: str) -> tuple[str, ...]:
-    """The dictionary's pronunciations of a word, else espeak-ng's."""
-    known: list[str] = []
-    while (phones := decoder.lookup_word(word if not known else f"{word}({len(known) + 1})")) is not None:
-        known.append(phones)
-    return tuple(known) or (arpabet(word),)
-
-
-def _background(decoder: Any, ngram: Any, dictionary: Path, num_words: int) -> dict[str, float]:
-    """Word -> P of the most frequent words of the dictionary and of the end of a sentence; they sum to 1."""
-    with dictionary.open(encoding="utf-8") as lines:
-        words = {line.split(maxsplit=1)[0] for line in lines if line.strip()}
+def _background(decoder: Any, ngram: Any, words: Iterable[str], num_words: int) -> dict[str, float]:
+    """Word -> P of the most frequent of some words and of the end of a sentence; they sum to 1."""
     zero, to_ln = decoder.logmath.get_zero(), decoder.logmath.log_to_ln
-    scores = [(ngram.prob([word]), word) for word in words if "(" not in word]
+    scores = [(ngram.prob([word]), word) for word in words]
     frequent = sorted((pair for pair in scores if pair[0] > zero), key=lambda pair: (-pair[0], pair[1]))[:num_words]
     frequent.append((ngram.prob([SENTENCE_END]), SENTENCE_END))
     probs = {word: math.exp(to_ln(score)) for score, word in frequent}
