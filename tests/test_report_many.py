@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from made_run import made_fits, made_showcase, result, results_table
@@ -154,7 +155,9 @@ def test_calls_are_counted_per_utterance_over_all_steps_of_a_system() -> None:
     assert chart is not None
     assert "N = 50" in chart.caption
     drawn = {
-        line.get_label(): line.get_xydata()[0, 0] for line in chart.figure.axes[0].lines if line.get_marker() != "None"
+        line.get_label(): np.asarray(line.get_xydata())[0, 0]
+        for line in chart.figure.axes[0].lines
+        if line.get_marker() != "None"
     }
     assert drawn == {"first_pass": 0.0, "lm_rescoring": 2.0}
     assert pareto.against_calls(rows, {"first_pass": receipts["first_pass"]}) is None
@@ -167,7 +170,7 @@ def test_reliability_is_drawn_from_its_bins_in_order_of_confidence() -> None:
     ]
     chart = curves.reliability(tables.results_records(results_table(rows)))
     assert chart is not None
-    assert chart.figure.axes[0].lines[1].get_xydata().ravel() == pytest.approx([50, 40, 90, 80])
+    assert np.asarray(chart.figure.axes[0].lines[1].get_xydata()).ravel() == pytest.approx([50, 40, 90, 80])
     assert "N = 200" in chart.caption
     assert curves.reliability([]) is None
 

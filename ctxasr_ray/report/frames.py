@@ -107,9 +107,10 @@ def _weights_config(described: Mapping[str, Any]) -> WeightsConfig:
     """The config of a fit, from its description in provenance.json."""
     if described.get("type") != WeightsConfig.__name__:
         raise ValueError(f"a fit by {described.get('type')} has no landscape of weights; expected WeightsConfig.")
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in described.items() if name != "type"}
-    bounds = {name: (ends[0], ends[1]) for name, ends in described["bounds"].items()}
-    return WeightsConfig(**{**fields, "bounds": bounds})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in described.items()}
+    fields["bounds"] = {name: (ends[0], ends[1]) for name, ends in described["bounds"].items()}
+    del fields["type"]
+    return WeightsConfig(**fields)
 
 
 def _arrow(store: Store, step: str) -> pa.Table:
