@@ -62,13 +62,14 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None and "RAY_ADDRESS" not in os.environ:
         cpus = max(math.ceil(num_cpus), os.cpu_count() or 1)
+        address = "local"  # None would join whatever cluster runs on this machine
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     for tries_left in (2, 1, 0):
         try:
             ray.init(address=address, **options)
             break
         except Exception:  # a busy machine can miss Ray's own 30 s for a local node, which raises a bare Exception
-            if address is not None or not tries_left:
+            if address != "local" or not tries_left:
                 raise
             ray.shutdown()
     for name in ("ray", "ray.data"):

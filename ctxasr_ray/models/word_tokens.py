@@ -118,6 +118,11 @@ class WordTokens:
             return self._checked(made, words)
         return made
 
+    def forget(self) -> None:
+        """Empties the memory of words, which changes no ids."""
+        for memo in (self._first, self._inner, self._texts):
+            memo.clear()
+
     def _checked(self, made: Int32, words: tuple[str, ...]) -> Int32:
         """The same ids, compared; which prefixes are drawn depends on nothing but their ids."""
         whole = self._whole(words)
