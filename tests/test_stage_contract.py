@@ -23,7 +23,10 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
+from ctxasr_ray.metrics.compositional_oracle import CompositionalOracleConfig
+from ctxasr_ray.metrics.edits import EditCountsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
+from ctxasr_ray.metrics.keywords import KeywordCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
@@ -63,6 +66,9 @@ STAGES = {
     ),
     "error_rate": Case(lambda w: ErrorCountsConfig(), ("utterances", "transcripts")),
     "oracle": Case(lambda w: OracleConfig(), ("nbest_errors",)),
+    "compositional_oracle": Case(lambda w: CompositionalOracleConfig(), ("hypotheses", "utterances")),
+    "keyword_counts": Case(lambda w: KeywordCountsConfig(), ("utterances", "transcripts")),
+    "edit_counts": Case(lambda w: EditCountsConfig(), ("utterances", "transcripts", "transcripts")),
 }
 
 
