@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from ctxasr_ray import pipeline
+from ctxasr_ray import layout
 from ctxasr_ray.execution.inline import run_inline
 from ctxasr_ray.execution.stage_calls import build, call, read_inputs, some_rows
 from ctxasr_ray.experiment import Experiment
@@ -60,13 +60,13 @@ def audit(
         RunError, ContractError: a stage fails where it did not before.
     """
     if experiment.executor == "ray":
-        return audit_steps(store, pipeline.line(experiment).steps, shards, run_inline, num_utterances, seed)
+        return audit_steps(store, layout.line(experiment).steps, shards, run_inline, num_utterances, seed)
     from ctxasr_ray.distributed.pools import run_ray
 
     def other(*arguments: Any) -> Any:
         return run_ray(*arguments, address=address)
 
-    return audit_steps(store, pipeline.line(experiment).steps, shards, other, num_utterances, seed)
+    return audit_steps(store, layout.line(experiment).steps, shards, other, num_utterances, seed)
 
 
 def audit_steps(

@@ -171,23 +171,23 @@ def evaluate(options: Evaluate) -> int:
 
 def _plan(words: list[str]) -> int:
     """Say what a recipe would run, what is committed already, and what it asks of the cluster."""
-    from ctxasr_ray import pipeline
+    from ctxasr_ray import layout
     from ctxasr_ray.execution import planning
 
     options = parse_evaluate("plan", words)
     store, shards = open_run(options.experiment, options.root, options.manifest)
-    _show(planning.plan(store, pipeline.line(options.experiment).steps, shards), options.json)
+    _show(planning.plan(store, layout.line(options.experiment).steps, shards), options.json)
     return 0
 
 
 def _status(words: list[str]) -> int:
     """Say how far a run is, from its receipts, also while it goes on."""
-    from ctxasr_ray import pipeline
+    from ctxasr_ray import layout
     from ctxasr_ray.execution import planning
 
     options = parse_evaluate("status", words)
     store, shards = open_run(options.experiment, options.root, options.manifest)
-    _show(planning.status(store, pipeline.line(options.experiment).steps, shards), options.json)
+    _show(planning.status(store, layout.line(options.experiment).steps, shards), options.json)
     return 0
 
 
@@ -211,7 +211,7 @@ def _export(words: list[str]) -> int:
     """Write a finished run's transcripts or N-best lists as trn, ctm, stm, Kaldi text, NeMo or JSON lines."""
     import pyarrow.compute as pc
 
-    from ctxasr_ray import pipeline
+    from ctxasr_ray import layout
     from ctxasr_ray.report.export import export
 
     name, rest = _recipe("export", words)
@@ -223,7 +223,7 @@ def _export(words: list[str]) -> int:
     )
     options = tyro.cli(Export, default=default, args=rest, prog=f"ctxasr export {name}", config=_ONE_RECIPE)
     store, shards = open_run(options.experiment, options.root, options.manifest)
-    line = pipeline.line(options.experiment)
+    line = layout.line(options.experiment)
     if options.system not in line.transcripts:
         raise ValueError(f"system '{options.system}' has no transcripts; choose one of {', '.join(line.transcripts)}.")
     utterances = store.gather(line.corpus, shards)

@@ -5,24 +5,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
+from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
+from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
+from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.ctc import CtcScorerConfig
 from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
 from ctxasr_ray.stage import Resources, Stage
 
-FirstPass: TypeAlias = CtcConfig | AttentionConfig | PocketSphinxConfig | ImportedConfig
+FirstPass: TypeAlias = (
+    CtcConfig
+    | CtcFusedConfig
+    | CtcKeywordsConfig
+    | AttentionConfig
+    | PocketSphinxConfig
+    | PocketSphinxKeywordsConfig
+    | ImportedConfig
+)
 """Recordings -> N-best lists."""
-Scorer: TypeAlias = CausalLmConfig | AttentionScorerConfig | PocketSphinxScorerConfig
+Scorer: TypeAlias = CausalLmConfig | AttentionScorerConfig | CtcScorerConfig | PocketSphinxScorerConfig
 """N-best lists -> scores of every hypothesis."""
-Candidates: TypeAlias = UnionConfig
+Candidates: TypeAlias = UnionConfig | KeywordCandidatesConfig
 """N-best lists -> another N-best list."""
 
 
@@ -76,6 +90,8 @@ class Branch:
     """The lists that candidates are made of: first_pass, or branches that stand before this one."""
     context: ContextConfig | None = None
     """What it knows beforehand, in place of the experiment's."""
+    shortlist: ShortlistConfig | None = None
+    """Cuts that list to what an utterance may hold, by the lists that the candidates are made of."""
     rescorings: Mapping[str, Rescoring] = field(default_factory=dict)
     """System -> fusion over this list."""
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from ctxasr_ray import pipeline
+from ctxasr_ray import layout, pipeline
 from ctxasr_ray.experiment import Experiment
 from ctxasr_ray.stage import identity
 from ctxasr_ray.storage.identity import digest
@@ -299,7 +299,7 @@ def _whole(axis: Axis, value: Value) -> Value:
 
 def _numbers(experiment: Experiment) -> list[Any]:
     """All that changes the tables of an experiment: configs and model digests of its steps."""
-    steps = pipeline.line(experiment).steps
+    steps = layout.line(experiment).steps
     return [
         *([step.name, identity(step.config), dict(step.config.fingerprint())] for step in steps[1:]),
         experiment.shard_audio_s,

@@ -88,7 +88,7 @@ def run_sweep(options: Sweep) -> int:
 def _tried(
     options: Sweep, axes: Sequence[sweep.Axis], store: "Store", shards: "Sequence[Shard]", name: str
 ) -> list[sweep.Outcome]:
-    from ctxasr_ray import pipeline
+    from ctxasr_ray import layout
     from ctxasr_ray.distributed.pools import needed_cpus
     from ctxasr_ray.distributed.tuner import Range, tune
 
@@ -107,7 +107,7 @@ def _tried(
         metric=config.metric,
         num_rungs=len(rungs),
         max_concurrent=config.max_concurrent or 1,
-        num_cpus=needed_cpus(pipeline.line(experiment).steps),
+        num_cpus=needed_cpus(layout.line(experiment).steps),
         seed=config.search_seed,
         directory=options.state,
         name=name,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxasr_ray import pipeline
+from ctxasr_ray import layout
 from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.cli import main
@@ -65,7 +65,7 @@ def test_steps_that_two_systems_share_are_run_once() -> None:
     experiment = replace(
         branched(), rescorings={f"lm_rescoring/{x}": Rescoring(scorers=(LM,), weights=FAST) for x in "ab"}
     )
-    line = pipeline.line(experiment)
+    line = layout.line(experiment)
     assert sum(step.config == LM and step.inputs == (line.lists["first_pass"],) for step in line.steps) == 1
     above = [step.name for step in line.above("lm_rescoring/union")]
     assert sorted(above) == [
@@ -83,7 +83,7 @@ def test_steps_that_two_systems_share_are_run_once() -> None:
 )
 def test_a_tangled_experiment_is_refused(branches: dict[str, Branch], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        pipeline.line(replace(branched(), branches=branches))
+        layout.line(replace(branched(), branches=branches))
 
 
 def test_the_first_hypotheses_of_each_list_are_kept() -> None:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from ctxasr_ray import cli, pipeline
+from ctxasr_ray import cli, layout
 from ctxasr_ray.stage import GATHERED, Resources
 
 ROOT = Path(__file__).parents[1]
@@ -297,7 +297,7 @@ def test_the_entry_point_is_a_job_of_ours_with_options_that_its_parser_takes(job
 
 def test_every_pool_fits_the_worker_groups_with_its_label(job: RayJob) -> None:
     experiment = cli.parse_evaluate("evaluate", words(job)[2:]).experiment
-    steps = [step for step in pipeline.line(experiment).steps if step.config.WRITES not in {*GATHERED, "utterances"}]
+    steps = [step for step in layout.line(experiment).steps if step.config.WRITES not in {*GATHERED, "utterances"}]
     nodes = [
         Node(group.labels, float(limits["cpu"]), float(limits["nvidia.com/gpu"]))
         for group in job.spec.ray_cluster_spec.worker_group_specs

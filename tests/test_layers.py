@@ -28,6 +28,7 @@ LEVELS = [
     {"search"},
     {"first_pass", "candidates", "scorers", "training"},
     {"distributed", "experiment"},
+    {"layout"},
     {"pipeline", "progress", "sweep", "opening", "audit"},
     {"recipes"},
     {"file_commands", "sweep_command", "submit_command"},

@@ -109,6 +109,15 @@ class SyntheticConfig:
                 drawn[said] = None
         return tuple(drawn)
 
+    def catalogue(self, num: int) -> list[str]:
+        """Draws one list for everybody: distinct phrases of dev, test and train in equal shares, in a seeded order."""
+        rng = random.Random(f"{self.seed}/catalogue")
+        drawn: dict[str, None] = {}
+        while len(drawn) < num:
+            names = lexicon(self.seed, rng.choice(("dev", "test", "train")))
+            drawn[phrase(pick(rng, ("person", "person", "surname", "town", "product", "drug")), rng, names)] = None
+        return list(drawn)
+
     def spoken(self, split: str, index: int) -> Spoken:
         """Speaks one utterance.
 

@@ -52,6 +52,8 @@ class Automaton(NamedTuple):
     is_space: npt.NDArray[np.bool_]
     """(V,) tokens that are nothing but that."""
     whole_words: bool
+    most: float
+    """Nats that one token can earn, wherever it is written; a bound for searches that prune early."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,9 +161,11 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
         starts_word=shape.starts_word,
         is_space=shape.is_space,
         whole_words=shape.whole_words,
+        most=0.0,
     )
     _link(made, parent.astype(np.int32), np.concatenate(complete))
-    return made
+    two_symbols = shape.whole_words and bool((shape.starts_word & ~shape.is_space).any())
+    return made._replace(most=float(_largest_gain(made)) * (2 if two_symbols else 1))
 
 
 def _symbols(ways: Spellings, shape: WordShape) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -207,6 +211,79 @@ def close(automaton: Automaton, states: Int32s) -> npt.NDArray[np.float64]:
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+def expand_candidates(
+    automaton: Automaton,
+    states_K: Int32s,
+    row_C: Int32s,
+    token_C: Int32s,
+    fusion_C: npt.NDArray[np.float64],
+    score_C: npt.NDArray[np.float64],
+) -> None:
+    """Adds to each candidate of a beam what its token earns; a score of -inf is not looked at.
+
+    Args:
+        automaton: The phrases.
+        states_K: (K,) states of the beam's rows.
+        row_C: (C,) row of each candidate; those of one row stand together, or it takes longer.
+        token_C: (C,) the token that each writes.
+        fusion_C: (C,) changed.
+        score_C: (C,) changed alike.
+    """
+    last = -1
+    state, low, high, lent = START, 0, 0, 0.0
+    for c in range(row_C.shape[0]):
+        if score_C[c] == -np.inf:
+            continue
+        if row_C[c] != last:
+            last = row_C[c]
+            state = states_K[last]
+            lent = np.float64(automaton.lent[state])
+            low, high = automaton.first_child[state], automaton.first_child[state + 1]
+        token = token_C[c]
+        if not (automaton.whole_words and automaton.starts_word[token]):
+            if state == INSIDE:
+                continue
+            child = _child(automaton, state, low, high, token)
+            if child >= 0:
+                bonus = automaton.lent[child] - lent
+            elif state > INSIDE and automaton.fall[state] == INSIDE:
+                bonus = automaton.kept[state] - lent
+            else:
+                _, bonus = on_token(automaton, state, token)
+        elif state == INSIDE and automaton.is_space[token]:
+            continue
+        else:
+            _, bonus = on_token(automaton, state, token)
+        fusion_C[c] += bonus
+        score_C[c] += bonus
+
+
+@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+def advance_rows(automaton: Automaton, states_K: Int32s, token_K: Int32s) -> None:
+    """Moves the states of K rows over the token that each wrote; rows with a negative token wrote none."""
+    for k in range(states_K.shape[0]):
+        if token_K[k] >= 0:
+            states_K[k], _ = on_token(automaton, states_K[k], token_K[k])
+
+
+@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+def _child(automaton: Automaton, state: int, low: int, high: int, symbol: int) -> int:
+    """The child of a state by a symbol, among `low` to `high`; -1 for none."""
+    if state == START:
+        return int(automaton.start_row[symbol])
+    while high - low > 4:
+        middle = (low + high) // 2
+        if automaton.symbol[middle] <= symbol:
+            low = middle
+        else:
+            high = middle
+    for child in range(low, high):
+        if automaton.symbol[child] == symbol:
+            return child
+    return -1
+
+
+@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
 def _on_symbol(automaton: Automaton, state: int, symbol: int) -> tuple[int, float]:
     """(new state, bonuses of complete phrases that were kept on the way)."""
     end = automaton.starts_word.shape[0]
@@ -214,28 +291,19 @@ def _on_symbol(automaton: Automaton, state: int, symbol: int) -> tuple[int, floa
         return state, 0.0  # a second space
     kept = 0.0
     while True:
-        if state == START:
-            child = automaton.start_row[symbol]
-            if child >= 0:
-                return child, kept
-            return (INSIDE if automaton.whole_words and symbol != end else START), kept
         if state == INSIDE:
             return (START if symbol == end else INSIDE), kept
-        low, high = automaton.first_child[state], automaton.first_child[state + 1]
-        while low < high:
-            middle = (low + high) // 2
-            if automaton.symbol[middle] < symbol:
-                low = middle + 1
-            else:
-                high = middle
-        if low < automaton.first_child[state + 1] and automaton.symbol[low] == symbol:
-            return low, kept
+        child = _child(automaton, state, automaton.first_child[state], automaton.first_child[state + 1], symbol)
+        if child >= 0:
+            return child, kept
+        if state == START:
+            return (INSIDE if automaton.whole_words and symbol != end else START), kept
         kept += automaton.kept[state]
         state = automaton.fall[state]
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
-def _on_token(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
+def on_token(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
     """(new state, nats earned by this token)."""
     before = np.float64(automaton.lent[state])
     kept = 0.0
@@ -252,7 +320,7 @@ def _advance(
     automaton: Automaton, states: Int32s, tokens: Int32s, out: Int32s, bonuses: npt.NDArray[np.float64]
 ) -> None:
     for h in range(states.shape[0]):
-        out[h], bonuses[h] = _on_token(automaton, states[h], tokens[h])
+        out[h], bonuses[h] = on_token(automaton, states[h], tokens[h])
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
@@ -278,3 +346,17 @@ def _link(automaton: Automaton, parent: Int32s, complete: Floats) -> None:
         for state in range(2, automaton.symbol.shape[0]):
             after, kept = _on_symbol(automaton, state, end)
             automaton.closing[state] = kept + ends[after]
+
+
+@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+def _largest_gain(automaton: Automaton) -> float:
+    """Of one symbol: to a child, or by way of the fall."""
+    gain = np.zeros(automaton.symbol.shape[0])
+    for state in range(automaton.symbol.shape[0]):
+        for child in range(automaton.first_child[state], automaton.first_child[state + 1]):
+            gain[state] = max(gain[state], np.float64(automaton.lent[child]) - automaton.lent[state])
+        if state > INSIDE:
+            below = automaton.fall[state]
+            kept = np.float64(automaton.kept[state]) + automaton.lent[below] - automaton.lent[state]
+            gain[state] = max(gain[state], kept + gain[below])
+    return float(gain.max())

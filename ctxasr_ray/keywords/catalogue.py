@@ -16,7 +16,7 @@ What happens to odd entries; each is named and counted in `Catalogue.findings`:
 | mixed_scripts | letters of more than one script: carried |
 
 A score of nan, a broken line or a file in another encoding is refused with file and line (`phrase_files`). Phrases that
-a recogniser cannot write (a list of another language) are found where they meet its tokens: `automaton.tokenised`.
+a recogniser cannot write (a list of another language) are found where they meet its tokens: `tokenised`.
 """
 
 import functools

@@ -1,0 +1,131 @@
+"""CTC beam with a keyword boost and nothing else: whole utterances in compiled code, as fast as without a list.
+
+The result is that of `KeywordBoost` as an in-search fusion; what differs is that no frame returns to Python. Letters as
+in `ctc_kernels`.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from ctxasr_ray.keywords import automaton as automaton_file
+from ctxasr_ray.keywords.automaton import Automaton, advance_rows, close, expand_candidates
+from ctxasr_ray.search import ctc_kernels as kernels_file
+from ctxasr_ray.search.ctc_beam import CtcBeamSearch, Labelling
+from ctxasr_ray.search.ctc_kernels import expand, only_blank, prune_labels, select
+from ctxasr_ray.search.ctc_state import Beam, Candidates, Floats, Int32s
+
+
+def search_with_boost(
+    search: CtcBeamSearch, log_probs_TV: Floats, shared: Automaton, own: Automaton
+) -> list[Labelling]:
+    """The most probable labellings of an utterance under its boost, best first in the order of ln P + bonus.
+
+    Args:
+        search: The beam.
+        log_probs_TV: From `CtcBeamSearch.checked`.
+        shared: Phrases of all utterances.
+        own: Phrases of this one that are not among them.
+
+    Returns:
+        `fusion` is what complete phrases earned.
+    """
+    state = search.begin(len(log_probs_TV), 2)
+    state.beam, state.spare = _run_boosted(
+        log_probs_TV,
+        search.blank_id,
+        search._suppressed(),
+        search._kinds(),
+        search._skip(),
+        search.min_label_log_prob,
+        search.beam_threshold,
+        np.empty(min(search.max_labels_per_frame, search.num_labels), dtype=np.int32),
+        state.trie,
+        state.beam,
+        state.spare,
+        state.candidates,
+        shared,
+        own,
+        shared.most + own.most,
+    )
+    rows = int(state.beam.size[0])
+    for place, automaton in enumerate((shared, own)):
+        state.beam.fusion[:rows] += close(automaton, state.beam.states[:rows, place])
+    return search.finish(state)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba is untyped
+def _drop_hopeless(candidates: Candidates, rows: int, max_bonus: float) -> None:
+    """A full beam of rows that stay beats every candidate that cannot be raised above its last row."""
+    floor = candidates.score[:rows].min() - max_bonus
+    for c in range(rows, candidates.size[0]):
+        if candidates.score[c] < floor:
+            candidates.score[c] = -np.inf
+
+
+def _compiled_with(*files: str | None) -> Callable[[Callable[..., Any]], Any]:
+    """Compiles with a cache that also notices changes of other files: their digest is a constant of the kernel."""
+    digest = hashlib.sha256(b"".join(Path(file or "").read_bytes() for file in files)).hexdigest()
+    return lambda make: numba.njit(cache=True, nogil=True)(make(digest))
+
+
+@_compiled_with(automaton_file.__file__, kernels_file.__file__)
+def _run_boosted(digest: str) -> Callable[..., tuple[Beam, Beam]]:
+    """The kernel."""
+
+    def run(
+        log_probs_TV: Floats,
+        blank_id: int,
+        suppressed_V: Any,
+        kinds_V: Any,
+        skip_log_prob: float,
+        min_label_log_prob: float,
+        beam_threshold: float,
+        labels_L: Int32s,
+        trie: Any,
+        beam: Beam,
+        spare: Beam,
+        candidates: Candidates,
+        shared: Automaton,
+        own: Automaton,
+        max_bonus: float,
+    ) -> tuple[Beam, Beam]:
+        if len(digest) == 0:
+            return beam, spare
+        beam_size = beam.node.shape[0]
+        heap_K = np.empty(beam_size, dtype=np.int32)
+        position_V = np.empty(log_probs_TV.shape[1], dtype=np.int32)
+        taken_KL = np.empty((beam_size, labels_L.shape[0]), dtype=np.bool_)
+        use_shared, use_own = shared.symbol.shape[0] > 2, own.symbol.shape[0] > 2
+        for t in range(log_probs_TV.shape[0]):
+            log_probs_V = log_probs_TV[t]
+            if log_probs_V[blank_id] >= skip_log_prob:
+                only_blank(beam, log_probs_V[blank_id])
+                continue
+            num_labels = prune_labels(log_probs_V, blank_id, suppressed_V, min_label_log_prob, labels_L, position_V)
+            threshold = beam_threshold + max_bonus
+            expand(beam, trie, log_probs_V, blank_id, labels_L, position_V, num_labels, threshold, taken_KL, candidates)
+            if use_shared or use_own:
+                rows, size = beam.size[0], candidates.size[0]
+                if rows == beam_size:
+                    _drop_hopeless(candidates, rows, max_bonus)
+                row_C, token_C = candidates.row[rows:size], candidates.token[rows:size]
+                fusion_C, score_C = candidates.fusion[rows:size], candidates.score[rows:size]
+                if use_shared:
+                    expand_candidates(shared, beam.states[:, 0], row_C, token_C, fusion_C, score_C)
+                if use_own:
+                    expand_candidates(own, beam.states[:, 1], row_C, token_C, fusion_C, score_C)
+            select(beam, trie, candidates, beam_threshold, kinds_V, heap_K, spare)
+            beam, spare = spare, beam
+            rows = beam.size[0]
+            if use_shared:
+                advance_rows(shared, beam.states[:rows, 0], beam.token[:rows])
+            if use_own:
+                advance_rows(own, beam.states[:rows, 1], beam.token[:rows])
+        return beam, spare
+
+    return run

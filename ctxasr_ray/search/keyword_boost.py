@@ -1,0 +1,95 @@
+"""Keyword boost: phrases of a list earn a bonus while the beam writes them, an in-search fusion without any model.
+
+Every row carries its state in up to two automata: the one of the catalogue that all utterances share, built once, and
+a small one of the utterance's own phrases. A phrase stands in one of them only, so no boost counts twice. Bonuses rank
+rows; they are written to `scores` as kind `bonus`, apart from the recogniser's log-probs, which they never change.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ctxasr_ray.keywords.automaton import Automaton, advance_rows, close, expand_candidates
+from ctxasr_ray.nbest import Score
+from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s
+from ctxasr_ray.search.fusion import Ask, View, Wake
+
+NAME = "keyword_boost"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeywordBoost:
+    """The boost of some utterances that are searched side by side; a `search.fusion.Fusion`."""
+
+    automata: Sequence[Sequence[Automaton]]
+    """Per utterance its automata, the same number for each; the shared one is the same object everywhere."""
+
+    @property
+    def name(self) -> str:
+        """Stands in `scores` too."""
+        return NAME
+
+    @property
+    def num_states(self) -> int:
+        """One per automaton."""
+        return max((len(mine) for mine in self.automata), default=0)
+
+    @property
+    def max_bonus(self) -> float:
+        """Nats that one label can earn."""
+        return max((sum(automaton.most for automaton in mine) for mine in self.automata), default=0.0)
+
+    def begin(self, num_utterances: int) -> "list[BoostedUtterance]":
+        """One per utterance, in the order of `automata`."""
+        assert num_utterances == len(self.automata), "a boost is made for the utterances that it is begun with"
+        return [BoostedUtterance(automata=mine) for mine in self.automata]
+
+
+@dataclass(kw_only=True, slots=True)
+class BoostedUtterance:
+    """The boost of one utterance; a `search.fusion.FusedUtterance`."""
+
+    automata: Sequence[Automaton]
+    frame: int = 0
+    earned: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def expanded(self, beam: Beam, candidates: Candidates, states: Int32s) -> None:
+        """Adds what each new label earns."""
+        first, size = int(beam.size[0]), int(candidates.size[0])
+        for place, automaton in enumerate(self.automata):
+            expand_candidates(
+                automaton,
+                states[:, place],
+                candidates.row[first:size],
+                candidates.token[first:size],
+                candidates.fusion[first:size],
+                candidates.score[first:size],
+            )
+
+    def wake(self) -> Wake:
+        """After every frame."""
+        return Wake(frame=self.frame + 1)
+
+    def pruned(self, view: View) -> Iterable[Ask]:
+        """Advances the states of rows that wrote a label."""
+        self.frame = view.frame
+        for place, automaton in enumerate(self.automata):
+            advance_rows(automaton, view.states[: view.num_rows, place], view.beam.token[: view.num_rows])
+        return ()
+
+    def ended(self, view: View) -> Iterable[Ask]:
+        """Takes back what partial matches were lent."""
+        rows = view.num_rows
+        for place, automaton in enumerate(self.automata):
+            view.beam.fusion[:rows] += close(automaton, view.states[:rows, place])
+        self.earned = view.beam.fusion[:rows].copy()
+        return ()
+
+    def scores(self, row: int) -> tuple[Score, ...]:
+        """What complete phrases earned."""
+        return (Score(source=NAME, kind="bonus", log_prob=float(self.earned[row])),)
+
+    def close(self) -> None:
+        """Nothing is held."""
