@@ -1,0 +1,172 @@
+"""The CTC first pass with an LM inside its search: lists, scores apart, and utterances that the LM cannot serve."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from test_first_pass_ctc import parakeet, recordings, utterances  # noqa: F401  (fixtures)
+from test_scorer_causal_lm import bpe, saved
+
+from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+from ctxasr_ray.fusion.log_linear import LogLinearConfig
+from ctxasr_ray.nbest import NBest, read_nbest
+from ctxasr_ray.schema import ContractError
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.stage import AsksLm, Costs, StageConfig, identity
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("lm"), bpe())[0]
+
+
+@pytest.fixture
+def config(parakeet: Path, lm: str) -> CtcFusedConfig:  # noqa: F811
+    recogniser = CtcConfig(model=str(parakeet), beam_size=8, num_hypotheses=5, batch_size=2)
+    return CtcFusedConfig(
+        first_pass=recogniser,
+        lm=CausalLmConfig(model=lm),
+        interval=4,
+        lm_weight=0.3,
+        length_bonus=0.5,
+        utterances_in_lockstep=3,
+    )
+
+
+def run(config: CtcFusedConfig, table: pa.Table) -> tuple[pa.Table, Costs]:
+    costs = Costs()
+    return config.build()(table, costs=costs), costs
+
+
+def test_every_hypothesis_has_the_scores_of_recogniser_and_lm_apart(
+    config: CtcFusedConfig,
+    recordings: list[Path],  # noqa: F811
+) -> None:
+    table = utterances([*recordings, Path("nowhere.wav")])
+    hypotheses, costs = run(config, table)
+    plain = config.first_pass.build()(table, costs=Costs())
+    again = config.lm.build()(hypotheses, costs=Costs()).column("sources").to_pylist()
+    assert read_nbest(hypotheses)[-1].error_type == "audio"
+    known = {(row.utterance_id, h.text): h.scores[0].log_prob for row in read_nbest(plain) for h in row.hypotheses}
+    found = 0
+    for row, scored in zip(read_nbest(hypotheses)[:-1], again, strict=False):
+        assert 1 <= len(row.hypotheses) <= 5
+        sums = []
+        for n, h in enumerate(row.hypotheses):
+            assert [s.source for s in h.scores] == ["ctc", "causal_lm", "causal_lm/eos"]
+            ctc, log_prob, eos = (s.log_prob for s in h.scores)
+            assert [log_prob, eos] == pytest.approx(
+                [scored[0]["log_probs"][n], scored[0]["eos_log_probs"][n]], abs=1e-4
+            )
+            found += (row.utterance_id, h.text) in known
+            assert ctc == pytest.approx(known.get((row.utterance_id, h.text), ctc), abs=1e-4)
+            sums.append(ctc + 0.3 * (log_prob + eos) + 0.5 * len(h.text.split()))
+            assert h.search_score is not None
+            assert h.search_score <= sums[-1] + 1e-4
+        assert sums == sorted(sums, reverse=True)
+    assert found > 0
+    counters = costs.counters
+    assert counters["llm_calls"] < counters["lm_asks"], "utterances share calls"
+    assert counters["nodes"] < counters["tokens_flat"]
+    assert counters["utterances_unfused"] == 0
+
+
+def test_fusion_refuses_to_add_the_same_lm_twice(config: CtcFusedConfig, recordings: list[Path]) -> None:  # noqa: F811
+    hypotheses, _ = run(config, utterances(recordings[:2]))
+    scores = config.lm.build()(hypotheses, costs=Costs())
+    fuse = LogLinearConfig(weights={"causal_lm": 0.3}).build()
+    with pytest.raises(ContractError, match="the recogniser's own scores; it would be added twice"):
+        fuse(hypotheses, scores, costs=Costs())
+    assert fuse(hypotheses, costs=Costs()).column("num_unscored").to_pylist() == [0, 0]
+
+
+def test_an_utterance_that_the_lm_cannot_serve_keeps_its_list_and_the_reason(
+    config: CtcFusedConfig,
+    recordings: list[Path],  # noqa: F811
+) -> None:
+    built = replace(config, fusion="shallow").build()
+    built._host.lm.head = Sick(built._host.lm.head)  # type: ignore[attr-defined]
+    costs = Costs()
+    hypotheses = built(utterances(recordings[:3]), costs=costs)
+    plain = read_nbest(config.first_pass.build()(utterances(recordings[:3]), costs=Costs()))
+    for row, other in zip(read_nbest(hypotheses), plain, strict=True):
+        assert row.error_type is None
+        assert row.error is not None
+        assert row.error.startswith("searched without causal_lm: the model gave ")
+        assert "nan" in row.error
+        assert [(h.text, [s.source for s in h.scores]) for h in row.hypotheses] == [
+            (h.text, ["ctc"]) for h in other.hypotheses
+        ]
+    assert costs.counters["utterances_unfused"] == 3
+
+
+class Sick:
+    """An LM head of a model whose activations have overflowed."""
+
+    def __init__(self, head: object) -> None:
+        self.head = head
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.head, name)
+
+    def read(self, *args: object) -> tuple[np.ndarray, np.ndarray]:
+        picks, normalisers = self.head.read(*args)  # type: ignore[attr-defined]
+        return picks * np.nan, normalisers
+
+
+def same(one: list[NBest], other: list[NBest]) -> None:
+    assert [[h.text for h in row.hypotheses] for row in one] == [[h.text for h in row.hypotheses] for row in other]
+    for a, b in zip(one, other, strict=True):
+        for g, h in zip(a.hypotheses, b.hypotheses, strict=True):
+            assert [s.log_prob for s in g.scores] == pytest.approx([s.log_prob for s in h.scores], abs=1e-3)
+
+
+@pytest.mark.parametrize("fusion", ["shallow", "delayed"])
+def test_what_goes_side_by_side_changes_nothing(
+    config: CtcFusedConfig,
+    recordings: list[Path],  # noqa: F811
+    fusion: str,
+) -> None:
+    table = utterances(recordings)
+    config = replace(config, fusion=fusion)
+    together, apart = (run(replace(config, utterances_in_lockstep=n), table)[0] for n in (5, 1))
+    same(read_nbest(together), read_nbest(apart))
+    single = read_nbest(run(config, table.slice(2, 1))[0])
+    same(single, read_nbest(together)[2:3])
+
+
+def test_the_hash_holds_what_changes_numbers(config: CtcFusedConfig, tmp_path: Path) -> None:
+    assert isinstance(config, StageConfig)
+    assert isinstance(config, AsksLm)
+    known = str(identity(config))
+    assert str(identity(replace(config, utterances_in_lockstep=9, lm=replace(config.lm, device="cpu")))) == known
+    for change in ({"interval": 5}, {"fusion": "shallow"}, {"lm_weight": 0.1}, {"trigger": "shortest_hypothesis"}):
+        assert str(identity(replace(config, **change))) != known
+    prior = tmp_path / "prior.npy"
+    digests = []
+    for scale in (1.0, 2.0):
+        np.save(prior, np.full(33, -scale))
+        digests.append(replace(config, label_prior=str(prior), prior_weight=0.3).fingerprint())
+    assert digests[0]["label_prior"] != digests[1]["label_prior"]
+    assert digests[0]["lm_model"] != digests[0]["model"]
+
+
+def test_settings_that_cannot_be_meant_are_refused_in_words(config: CtcFusedConfig, tmp_path: Path) -> None:
+    for change, message in (
+        ({"fusion": "cold"}, "fusion is 'cold'; expected delayed or shallow"),
+        ({"trigger": "often"}, "trigger is 'often'"),
+        ({"interval": 0}, "interval is 0"),
+        ({"prior_weight": 0.3}, "give both or none"),
+        ({"lm": replace(config.lm, source="ctc")}, "give them two names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(config, **change)
+    np.save(tmp_path / "prior.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"got shape \(3,\), float64; expected \(32,\) finite"):
+        replace(config, label_prior=str(tmp_path / "prior.npy"), prior_weight=0.1).build()
