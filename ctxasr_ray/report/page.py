@@ -105,19 +105,23 @@ def write_report(
             fusions={each.system: _fusion(next(iter(each.tables.values()))) for each in tuned},
         ),
     ]
-    for finding in found:
-        log.log(logging.INFO if finding.severity == "note" else logging.WARNING, "%s", finding)
+    _speak_up(directory, found)
     changes = most_changed(compared, directory=directory, hypotheses=hypotheses)
     _write(directory / "results.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
-    _write(
-        directory / "findings.json", json.dumps([asdict(each) for each in found], ensure_ascii=False, indent=1) + "\n"
-    )
     _write(directory / "results.md", results_markdown(results, title=title, costs=steps))
     for chart in charts:
         chart.png(directory)
     page = _render(title, records, by_condition, charts, steps, utterances, values, changes, provenance, found)
     _write(directory / "index.html", page)
     return directory / "index.html"
+
+
+def _speak_up(directory: Path, findings: Sequence[Finding]) -> None:
+    """Writes findings.json and logs what is more than a note, so that it stands on standard error."""
+    for finding in findings:
+        log.log(logging.INFO if finding.severity == "note" else logging.WARNING, "%s", finding)
+    rows = [asdict(each) for each in findings]
+    _write(directory / "findings.json", json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
 def _charts(
