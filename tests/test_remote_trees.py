@@ -12,16 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from fakes import Trap, folder_in_memory, line, utterances
 
 from ctxasr_ray import schema
 from ctxasr_ray.execution.inline import run_inline
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
-from ctxasr_ray.stage import Costs, Resources, Step, TreeNodes, TreeScorer, TreeScorerHost, runtime_field
+from ctxasr_ray.stage import Costs, NextScorer, Resources, Step, TreeNodes, TreeScorer, TreeScorerHost, runtime_field
 from ctxasr_ray.storage.store import Store
 
 HERE = Path(__file__).parent
-LM = str(HERE.parent / "ctxasr_ray" / "assets" / "lm")
+ASSETS = HERE.parent / "ctxasr_ray" / "assets"
+LM, CTC = str(ASSETS / "lm"), str(ASSETS / "ctc")
 ROUNDS, LOCKSTEP = 5, 3
 tmp_path = pytest.fixture(folder_in_memory)
 
@@ -97,6 +99,10 @@ def grow(scorer: TreeScorer, ids: list[str], trap: Trap | None, marks: Path) -> 
             children = list(range(sizes[each], sizes[each] + 6))
             sizes[each] += 6
             alive[each] = draws[each].sample([node for node in alive[each] if node >= 0] + children, k=4)
+        assert isinstance(scorer, NextScorer)
+        last, tokens = [np.array([sizes[each] - 1], np.int32) for each in ids], np.array([2, 3, 4], np.int32)
+        for each, after in zip(ids, scorer.next_log_probs(sessions, last, [tokens] * len(ids)), strict=True):
+            sums[each] += float(after.sum())
         scorer.retain(sessions, [np.array(alive[each], np.int32) for each in ids])
     scorer.close(sessions)
     return [
@@ -176,11 +182,41 @@ def test_a_dead_lm_actor_costs_a_replay_and_no_row(cluster: None, tmp_path: Path
     texts, scores = texts_and_scores(table)
     expected_texts, expected_scores = texts_and_scores(inline)
     assert texts == expected_texts
-    np.testing.assert_allclose(scores, expected_scores, atol=1e-3)  # sums of some 60 log-probs, other batches
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-3)  # sums of some 75 log-probs, other batches
     assert counted_there["llm_actor_deaths"] >= 1
     assert counted_there["sessions_replayed"] == LOCKSTEP
     assert 0 < counted_there["tokens_replayed"] <= LOCKSTEP * 12
     assert counted_there["nodes"] == counted["nodes"] + counted_there["tokens_replayed"]
+
+
+@pytest.mark.slow
+def test_delayed_fusion_with_a_pool_gives_the_lists_of_one_actor(cluster: None, tmp_path: Path) -> None:
+    from ctxasr_ray.corpora.synthetic import SyntheticConfig
+    from ctxasr_ray.distributed.pools import run_ray
+    from ctxasr_ray.first_pass.ctc import CtcConfig
+    from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+
+    rows = utterances(4, split="dev").to_pylist()
+    for place, row in enumerate(rows):
+        samples = SyntheticConfig().spoken("dev", place).samples
+        path = tmp_path / f"{place}.wav"
+        soundfile.write(path, samples, 16000)
+        row |= {"audio_uri": str(path), "duration_s": len(samples) / 16000}
+    corpus = schema.conform(pa.Table.from_pylist(rows, schema=schema.UTTERANCES), "utterances")
+    config = CtcFusedConfig(
+        first_pass=CtcConfig(model=CTC, beam_size=8, num_hypotheses=4, device="cpu"),
+        lm=CausalLmConfig(model=LM, device="cpu"),
+        interval=8,
+    )
+    tables = []
+    for executor, pool in ((run_inline, None), (run_ray, Resources())):
+        store = Store(tmp_path / executor.__name__)
+        shards = store.add_corpus(corpus, shard_audio_s=60, seed=1)
+        step = Step(name="fused", config=dataclasses.replace(config, lm_pool=pool), inputs=(line()[0],))
+        executor(store, [step], shards)
+        tables.append(store.gather(step, shards))
+    assert tables[0] == tables[1]
+    assert all(len(row) == 4 for row in tables[0]["hypotheses"].to_pylist())
 
 
 @pytest.mark.slow
@@ -207,14 +243,14 @@ def test_equal_models_of_several_steps_share_a_pool() -> None:
 
 def test_what_is_replayed_is_what_may_have_children() -> None:
     """The bookkeeping of a session that is opened anew after every round, against a scorer that lives."""
-    from ctxasr_ray.distributed.tree_scorers import _Session
+    from ctxasr_ray.distributed.remote_sessions import Session
 
     scorer = CONFIG.lm.build()
     from ctxasr_ray.models.tree_host import TreeHost
 
     host, costs = TreeHost(scorer.lm), Costs()
     prefix = np.array([1], np.int32)
-    rng, session, lives = random.Random(3), _Session(prefix), host.sessions(Costs())
+    rng, session, lives = random.Random(3), Session(prefix), host.sessions(Costs())
     (living,) = lives.open([prefix])
     alive = [-1]
     for _ in range(5):
