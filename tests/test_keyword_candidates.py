@@ -93,8 +93,8 @@ def test_a_list_that_no_word_sounds_like_changes_nothing() -> None:
 @given(
     st.lists(
         st.builds(
-            lambda start, length, gain: Replacement(
-                start=start, stop=start + length, phrase="x", distance=0.0, gain=gain
+            lambda start, length, evidence: Replacement(
+                start=start, stop=start + length, phrase="x", distance=0.0, evidence=evidence
             ),
             st.integers(0, 5),
             st.integers(1, 3),
@@ -108,13 +108,13 @@ def test_the_best_set_does_not_overlap_and_no_other_explains_more(found: list[Re
     assert all(a.stop <= b.start for a, b in itertools.pairwise(chosen))
 
     def best(at: int) -> float:
-        return max([0.0, *(r.gain + best(r.stop) for r in found if r.start >= at)])
+        return max([0.0, *(r.evidence + best(r.stop) for r in found if r.start >= at)])
 
-    assert sum(r.gain for r in chosen) == pytest.approx(best(0))
+    assert sum(r.evidence for r in chosen) == pytest.approx(best(0))
 
 
 def test_replacing_keeps_every_other_word() -> None:
-    chosen = [Replacement(start=1, stop=3, phrase="P Q", distance=0.0, gain=1.0)]
+    chosen = [Replacement(start=1, stop=3, phrase="P Q", distance=0.0, evidence=1.0)]
     assert replaced(["a", "b", "c", "d"], chosen) == "a P Q d"
     assert replaced(["a"], []) == "a"
 
@@ -129,7 +129,13 @@ def test_distance_is_zero_for_the_same_sound_and_grows_with_what_differs() -> No
 
 def test_spans_of_several_words_are_found() -> None:
     found = replacements(
-        ["all", "men", "milk"], ["almond milk"], max_distance=0.4, max_words=4, normaliser="basic", voice="en-us"
+        ["all", "men", "milk"],
+        ["almond milk"],
+        max_distance=0.4,
+        min_evidence=0.0,
+        max_words=4,
+        normaliser="basic",
+        voice="en-us",
     )
     assert any((r.start, r.stop, r.phrase) == (0, 3, "almond milk") for r in found)
 
