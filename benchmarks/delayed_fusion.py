@@ -42,7 +42,7 @@ from ctxasr_ray.search.shallow_fusion import EveryWord
 from ctxasr_ray.stage import Costs
 
 ASSETS = Path(__file__).parents[1] / "ctxasr_ray" / "assets"
-BEAM, INTERVAL, LOCKSTEP, NUM_UTTERANCES, ROUNDS = 16, 32, 16, 16, 3
+BEAM, INTERVAL, LOCKSTEP, NUM_UTTERANCES, ROUNDS = 16, 32, 16, 16, 2
 MIN_S, PAUSE_S = 10.0, 0.4
 LM_WEIGHT, LENGTH_BONUS = 0.3, 2.0
 """Of shallow fusion with the shipped LM on dev; delayed fusion is given the same."""
@@ -78,8 +78,8 @@ def material() -> Material:
     return Material(log_probs, references, model, TextTokens(load_tokenizer(resolve(str(ASSETS / "lm")))))
 
 
-def random_lm(tokens: TextTokens) -> CausalLm:
-    """A Llama of 20 M parameters over the shipped vocabulary."""
+def random_lm(tokens: TextTokens, utterances_per_forward: int = 0) -> CausalLm:
+    """A Llama of 20 M parameters over the shipped vocabulary; 0 is a pass per utterance on a CPU."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokens.tokenizer),
@@ -93,7 +93,10 @@ def random_lm(tokens: TextTokens) -> CausalLm:
     model = LlamaForCausalLM(config).eval()
     print(f"random LM: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", flush=True)
     return CausalLm(
-        model, eos_token_id=tokens.eos_token_id, special_ids=tokens.special_ids, utterances_per_forward=LOCKSTEP
+        model,
+        eos_token_id=tokens.eos_token_id,
+        special_ids=tokens.special_ids,
+        utterances_per_forward=utterances_per_forward,
     )
 
 
@@ -189,6 +192,7 @@ def speed(decoder: Decoder, calls: dict[str, Costs]) -> list[Figure]:
             lambda t=first, n=first_lockstep: decoder(t, n),  # type: ignore[misc]  # mypy: lambda with defaults
             lambda t=second, n=second_lockstep: decoder(t, n),  # type: ignore[misc]
             rounds=ROUNDS,
+            warm_up=0,  # all ways have run for their counters
         )
         print(f"{name}: {measured.median:.2f}", flush=True)
         against = f"shallow fusion, {first_lockstep} in lock-step"
@@ -211,7 +215,10 @@ def main() -> None:
     }
     calls = {name: Costs() for name in ways}
     lists = {name: decoder(*way, calls[name]) for name, way in ways.items()}
-    check(decoder, [lists["shallow 1"], lists["delayed 1"], lists[f"delayed {LOCKSTEP}"]])
+    shared = Decoder(made, random_lm(made.tokens, LOCKSTEP), RANDOM_WEIGHT, 0.1)
+    calls["delayed in shared passes"] = Costs()
+    lists["delayed in shared passes"] = shared(*ways[f"delayed {LOCKSTEP}"], calls["delayed in shared passes"])
+    check(decoder, [lists["shallow 1"], lists["delayed 1"], lists["delayed in shared passes"]])
     counted = {name: costs.counters["llm_calls"] for name, costs in calls.items()}
     print(f"LLM calls: {counted}", flush=True)
     figures = [
@@ -222,6 +229,13 @@ def main() -> None:
             unit="of shallow",
             peer="shallow fusion of words, survivors only, cached",
             counters={name.replace(" ", "_"): number for name, number in counted.items()},
+        ),
+        Figure(
+            name="delayed_fusion_llm_calls_lockstep",
+            value=counted["delayed in shared passes"] / counted["shallow 1"],
+            unit="of shallow",
+            peer="shallow fusion, one utterance at a time",
+            counters={"calls": counted["delayed in shared passes"], "utterances_in_lockstep": LOCKSTEP},
         ),
         *speed(decoder, calls),
         trained(made),

@@ -31,7 +31,7 @@ def config(parakeet: Path, lm: str) -> CtcFusedConfig:  # noqa: F811
     recogniser = CtcConfig(model=str(parakeet), beam_size=8, num_hypotheses=5, batch_size=2)
     return CtcFusedConfig(
         first_pass=recogniser,
-        lm=CausalLmConfig(model=lm),
+        lm=CausalLmConfig(model=lm, utterances_per_forward=3),
         interval=4,
         lm_weight=0.3,
         length_bonus=0.5,

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -392,3 +393,44 @@ def test_labels_are_found_in_the_language_models_vocabulary_by_their_text() -> N
     assert label_tokens(("", " ", "a", " a"), [0], Tokenizer()).tolist() == [0, 7, 10, 8]
     with pytest.raises(ValueError, match="lacks 1 of 2 labels of the recogniser, the first is 'c'"):
         label_tokens(("", "a", "c"), [0], Tokenizer())
+
+
+@pytest.mark.slow
+def test_scoring_own_words_at_every_frame_collapses_and_the_default_does_not() -> None:
+    """The trap of the replication (9.99 against 6.12): who has just finished a word pays, and rivals do not."""
+    from rapidfuzz.distance import Levenshtein
+
+    from ctxasr_ray.corpora.synthetic import SyntheticConfig
+    from ctxasr_ray.first_pass.ctc import CtcConfig
+    from ctxasr_ray.first_pass.ctc_lists import ctc_search
+    from ctxasr_ray.models.text_tokens import TextTokens
+    from ctxasr_ray.models.word_tokens import WordTokens
+    from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+
+    assets = Path(__file__).parents[1] / "ctxasr_ray" / "assets"
+    recogniser = CtcConfig(model=str(assets / "ctc"), beam_size=16, num_hypotheses=16)
+    model, scorer = recogniser.load(), CausalLmConfig(model=str(assets / "lm")).build()
+    spoken = [SyntheticConfig().spoken("dev", index) for index in range(20)]
+    log_probs = [model.log_probs([one.samples])[0] for one in spoken]
+    tokens: TextTokens = scorer.tokens
+    fused = FusedLm(
+        scorer=TreeSessions(scorer.lm),
+        spelling=WordTokens(tokens),
+        prefix=tokens.prefix,
+        eos_token_id=scorer.lm.eos_token_id,
+    )
+    units = WordUnits(WordBoundaries.of_ctc(model.vocabulary))
+    wer = {}
+    for name in ("every frame, own words", "every frame", "shortest", "every 32 frames", "never"):
+        trigger = TRIGGERS.get(name, FixedInterval(frames=32))
+        fusion = LmFusion(lm=fused, units=units, trigger=trigger, lm_weight=0.5, length_bonus=1.0)
+        search = ctc_search(recogniser, model, fusion.kinds)
+        found = search_in_lockstep(search, [search.checked(one) for one in log_probs], [fusion])
+        errors = sum(
+            Levenshtein.distance(model.vocabulary.text(f.labellings[0].token_ids).split(), s.text.split())
+            for f, s in zip(found, spoken, strict=True)
+        )
+        wer[name] = 100 * errors / sum(len(s.text.split()) for s in spoken)
+    assert wer["every frame, own words"] > wer["every frame"] + 4
+    assert wer["every frame"] < wer["never"]
+    assert max(wer["shortest"], wer["every 32 frames"]) <= wer["never"]

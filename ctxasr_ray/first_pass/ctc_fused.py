@@ -6,7 +6,7 @@ included) + length_bonus * words. All parts stand apart in `scores`, so that fus
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -64,7 +64,8 @@ class CtcFusedConfig:
     segmentation: Literal["spaces", "characters"] = "spaces"
     """What a word is; characters for Chinese and Japanese, see `models.word_boundaries`."""
     utterances_in_lockstep: int = runtime_field(16)
-    """Utterances that are searched side by side, so that one call of the LM serves them all."""
+    """Utterances that are searched side by side; as many of them share a call of the LM as its
+    `utterances_per_forward` says."""
     lm_pool: Resources | None = runtime_field(None)
     """Actors of the LM's own on a cluster, which all actors of the stage share; None loads it beside the recogniser."""
     lm_connect: Callable[[], TreeScorerHost] | None = runtime_field(None)
@@ -109,9 +110,8 @@ class CtcFusedConfig:
         return CtcFusedFirstPass(self, self.first_pass.load(), host)
 
     def asked_lm(self) -> CausalLmConfig:
-        """The LM as it is loaded: all utterances in lock-step share a pass unless its config says otherwise."""
-        size = self.lm.utterances_per_forward or self.utterances_in_lockstep
-        return replace(self.lm, utterances_per_forward=size)
+        """The LM as it is loaded. On a CPU each utterance has passes of its own: padding would cost more than it saves."""
+        return self.lm
 
     def trigger_of_search(self) -> "Trigger":
         """The trigger that the fields describe."""

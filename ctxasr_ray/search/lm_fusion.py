@@ -150,7 +150,7 @@ class LmUtterance:
         self._count_flat(set(finals))
         yield from self._asked(None)
         for row, (text, prior) in enumerate(zip(finals, priors, strict=True)):
-            final = self._sum(text, self._texts.log_probs[text] + self._texts.eos(text), prior)
+            final = self._sum(text, self._texts.log_probs[text] + (self._texts.eos(text) or 0.0), prior)
             view.beam.fusion[row] += final - self._value(int(view.states[row, 0]))
         self._finals = finals
 
@@ -158,9 +158,10 @@ class LmUtterance:
         """The LM's score of a row's words, and of the end of sequence apart."""
         text, source = self._finals[row], self._fusion.lm.source
         score = Score(source=source, kind="log_prob", log_prob=self._texts.log_probs[text])
-        if self._fusion.lm.eos_token_id is None:
+        eos = self._texts.eos(text)
+        if eos is None:
             return (score,)
-        return (score, Score(source=f"{source}/eos", kind="log_prob", log_prob=self._texts.eos(text)))
+        return (score, Score(source=f"{source}/eos", kind="log_prob", log_prob=eos))
 
     def again(self) -> "LmUtterance":
         """One more session."""

@@ -115,10 +115,10 @@ class LmTexts:
         self._texts[key] = made
         return made
 
-    def eos(self, text: int) -> float:
-        """Log P(end of sequence | text) in nats; 0 where the model has no such token, or nothing stands before it."""
+    def eos(self, text: int) -> float | None:
+        """Gives log P(end | text) in nats; None where the model has no such token, or nothing stands before it."""
         if self._lm.eos_token_id is None or (self._last[text] < 0 and not len(self._lm.prefix)):
-            return 0.0
+            return None
         if self._last[text] < 0:
             return self._node_log_probs[self._eos_of_nothing]
         return self._eos[self._last[text]]
