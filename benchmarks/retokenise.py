@@ -110,7 +110,7 @@ def measured(name: str, tokenizer: Any, asked: list[Prefixes]) -> Figure:
         "words_tokenised": words.num_words - before[0],
         "prefixes_checked": words.num_checked - before[1],
     }
-    timed = interleaved(theirs, ours, rounds=3)
+    timed = interleaved(theirs, ours, rounds=5)
     return Figure(
         name=f"retokenise_{name}_over_encode_batch",
         value=timed.median,
