@@ -25,6 +25,8 @@ from ctxasr_ray.sweep_command import sweep_recipe
 if TYPE_CHECKING:
     from ctxasr_ray.storage.store import Shard, Store
 
+WIDE: Final = 120
+"""Columns of a table that goes into a file."""
 _ONE_RECIPE: Final = (tyro.conf.AvoidSubcommands,)
 
 
@@ -160,7 +162,9 @@ def evaluate(options: Evaluate) -> int:
         for record in results_records(results):
             print(json.dumps(record, ensure_ascii=False))
     else:
-        Console().print(terminal_table(results))
+        console = Console()
+        console.width = console.width if console.is_terminal else WIDE
+        console.print(terminal_table(results))
     if not results.num_rows:
         errors.print("No utterance has a reference: there are no error rates; `ctxasr export` writes what was heard.")
     done = f"{summary.done + summary.redone} tables made, {summary.skipped} already committed"
@@ -207,11 +211,24 @@ def _write_report(options: Evaluate, store: "Store", shards: "list[Shard]") -> P
     return pipeline.report(options.experiment, store, shards, options.report, title)
 
 
+def _audit(words: list[str]) -> int:
+    """Do a sample of a finished run again, in other batches and on the other executor, and compare the tables."""
+    from ctxasr_ray.audit import audit
+
+    options = parse_evaluate("audit", words)
+    store, shards = open_run(options.experiment, options.root, options.manifest)
+    findings = audit(options.experiment, store, shards, address=options.address)
+    for finding in findings:
+        print(f"{finding.severity}: {finding}")
+    return int(any(finding.severity == "error" for finding in findings))
+
+
 def _export(words: list[str]) -> int:
     """Write a finished run's transcripts or N-best lists as trn, ctm, stm, Kaldi text, NeMo or JSON lines."""
     import pyarrow.compute as pc
 
     from ctxasr_ray import layout
+    from ctxasr_ray.metrics.joined_windows import join_windows
     from ctxasr_ray.report.export import export
 
     name, rest = _recipe("export", words)
@@ -232,7 +249,7 @@ def _export(words: list[str]) -> int:
         options.format,
         options.path,
         utterances=utterances.filter(own),
-        transcripts=store.gather(line.transcripts[options.system], shards).filter(own),
+        transcripts=join_windows(utterances, store.gather(line.transcripts[options.system], shards)).filter(own),
         hypotheses=store.gather(line.nbest(options.system), shards).filter(own) if options.format == "nbest" else None,
     )
     left_out = f", {len(written.left_out)} without a text left out" if written.left_out else ""
@@ -267,6 +284,7 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "plan": _plan,
     "status": _status,
     "report": _report,
+    "audit": _audit,
     "export": _export,
     "prepare": prepare,
     "train": _train,

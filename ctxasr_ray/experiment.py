@@ -149,3 +149,8 @@ class Experiment:
         if twice:
             raise ValueError(f"systems {twice} stand more than once; give each row of the results its own name.")
         return lists
+
+    def tunes(self) -> bool:
+        """Whether weights are fitted, which needs dev utterances."""
+        rescorings = [rescoring for branch in self.lists().values() for rescoring in branch.rescorings.values()]
+        return any(rescoring.fixed_weights is None for rescoring in rescorings)

@@ -10,9 +10,13 @@ from typing import Final, TypeVar
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.experiment import Branch, CorpusConfig, Experiment, Rescoring
+from ctxasr_ray.fusion.confidence import ConfidenceConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.keywords.context import ContextConfig
+from ctxasr_ray.metrics.calibration_summary import CalibrationConfig
+from ctxasr_ray.metrics.edits import EditCountsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
+from ctxasr_ray.metrics.keywords import KeywordCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.summary import SummaryConfig
@@ -28,11 +32,12 @@ class Line:
     """System -> the step that writes its N-best lists, `first_pass` first."""
     fits: dict[str, Step]
     """System -> the step that fits its weights."""
+    contexts: dict[str, Step]
+    """System -> the phrases that it knew beforehand."""
     transcripts: dict[str, Step]
     """System -> the step that writes its TRANSCRIPTS; an oracle has none."""
-    errors: dict[str, Step]
-    """System -> the step that writes its ERRORS, in the order of the results."""
-    results: Step
+    results: tuple[Step, ...]
+    """Steps that write RESULTS: rates of every system, and how far word confidence can be believed."""
     steps: tuple[Step, ...]
     """All of them, parents first."""
 
@@ -68,22 +73,33 @@ def line(experiment: Experiment) -> Line:
     for system, branch in experiment.lists().items():
         laid.add_list(system, branch)
     summary = SummaryConfig(
-        systems=tuple(laid.errors),
+        systems=tuple(system for system, _ in laid.errors),
         systems_with_transcripts=tuple(laid.transcripts),
         systems_with_fits=tuple(laid.fits),
+        gaps=laid.gaps,
         num_replicates=experiment.num_replicates,
         seed=experiment.seed,
     )
-    counted = (*laid.errors.values(), *laid.transcripts.values(), *laid.fits.values())
-    results = Step(name="results", config=summary, inputs=(corpus, *counted))
+    said = tuple(laid.transcripts.values())
+    counted = (*(step for _, step in laid.errors), *said, *laid.fits.values())
+    confidence = CalibrationConfig(
+        systems=tuple(laid.transcripts),
+        normaliser=experiment.normaliser,
+        num_replicates=experiment.num_replicates,
+        seed=experiment.seed,
+    )
+    results = (
+        Step(name="results", config=summary, inputs=(corpus, *counted)),
+        Step(name="calibration", config=confidence, inputs=(corpus, *said)),
+    )
     return Line(
         corpus=corpus,
         lists=laid.lists,
         fits=laid.fits,
+        contexts=laid.contexts,
         transcripts=laid.transcripts,
-        errors=laid.errors,
         results=results,
-        steps=(corpus, *laid.steps, results),
+        steps=(corpus, *laid.steps, *results),
     )
 
 
@@ -92,23 +108,44 @@ class _Layout:
 
     def __init__(self, experiment: Experiment, corpus: Step) -> None:
         self._experiment, self._corpus = experiment, corpus
+        self._normaliser = experiment.normaliser
+        self._fits_confidence = experiment.tunes()
         self.steps: list[Step] = []
         self.lists: dict[str, Step] = {}
         self.fits: dict[str, Step] = {}
+        self.contexts: dict[str, Step] = {}
         self.transcripts: dict[str, Step] = {}
-        self.errors: dict[str, Step] = {}
+        self.errors: list[tuple[str, Step]] = []
+        self.gaps: dict[str, tuple[str, str]] = {}
 
     def add_list(self, system: str, branch: Branch) -> None:
-        """One N-best list: its 1-best, its oracle, its rescorings."""
+        """One N-best list: its 1-best, its oracles, its rescorings."""
         parents = tuple(self.lists[name] for name in branch.of)
-        self.lists[system] = self._fed(system, branch.nbest, parents, branch.context, branch.shortlist)
-        self._add_system(system, (self.lists[system],), None)
-        oracle = "oracle" if system == "first_pass" else f"oracle/{system.removeprefix('first_pass/')}"
-        self.errors[oracle] = self._step(f"errors_{oracle}", OracleConfig(), (self._nbest_errors(self.lists[system]),))
+        hypotheses = self._fed(system, branch.nbest, parents, branch.context, branch.shortlist)
+        self.lists[system] = hypotheses
+        for step in hypotheses.inputs:
+            if step.config.WRITES == "context":
+                self.contexts[system] = step
+        confidence = self._confidence(system, hypotheses)
+        self._add_system(system, (hypotheses,), None, confidence)
+        of = "" if system == "first_pass" else f"/{system.removeprefix('first_pass/')}"
+        counts = self._nbest_errors(hypotheses)
+        self.errors.append((f"oracle{of}", self._step(f"errors_oracle{of}", OracleConfig(), (counts,))))
         for name, rescoring in branch.rescorings.items():
-            self._add_rescoring(name, rescoring, self.lists[system])
+            self._add_rescoring(name, rescoring, hypotheses, confidence)
+            if rescoring.num_hypotheses is None:
+                self.gaps[name] = (system, f"oracle{of}")
 
-    def _add_rescoring(self, system: str, rescoring: Rescoring, hypotheses: Step) -> None:
+    def _confidence(self, system: str, hypotheses: Step) -> tuple[Step, ...]:
+        """The fit of a list's word confidence, from its 1-best on dev; none where nothing is fitted."""
+        if not self._fits_confidence:
+            return ()
+        plain = LogLinearConfig(normaliser=self._normaliser)
+        said = self._step(f"transcripts_uncalibrated_{system}", plain, (hypotheses,))
+        fit = ConfidenceConfig(normaliser=self._normaliser)
+        return (self._step(f"confidence_{system}", fit, (self._corpus, said)),)
+
+    def _add_rescoring(self, system: str, rescoring: Rescoring, hypotheses: Step, confidence: tuple[Step, ...]) -> None:
         if rescoring.num_hypotheses is not None:
             top = TopConfig(num_hypotheses=rescoring.num_hypotheses)
             hypotheses = self._step(f"{hypotheses.name}_top_{rescoring.num_hypotheses}", top, (hypotheses,))
@@ -117,18 +154,43 @@ class _Layout:
         ]
         inputs = (hypotheses, *scores)
         if rescoring.fixed_weights is None:
-            weights = replace(rescoring.weights, normaliser=self._experiment.normaliser, fit_name=system)
+            weights = replace(rescoring.weights, normaliser=self._normaliser, fit_name=system)
             parents = (*inputs, self._nbest_errors(hypotheses), self._corpus)
             self.fits[system] = self._step(f"weights_{system}", weights, parents)
             inputs = (*inputs, self.fits[system])
-        self._add_system(system, inputs, rescoring.fixed_weights)
+        self._add_system(system, inputs, rescoring.fixed_weights, confidence)
 
-    def _add_system(self, system: str, inputs: tuple[Step, ...], weights: Mapping[str, float] | None) -> None:
-        normaliser = self._experiment.normaliser
-        fusion = LogLinearConfig(normaliser=normaliser, weights=weights, fit_name=system)
-        self.transcripts[system] = self._step(f"transcripts_{system}", fusion, inputs)
+    def _add_system(
+        self,
+        system: str,
+        inputs: tuple[Step, ...],
+        weights: Mapping[str, float] | None,
+        confidence: tuple[Step, ...],
+    ) -> None:
+        """A row of the results: the transcripts, and everything that is counted in them."""
+        corpus, normaliser = self._corpus, self._normaliser
+        fusion = LogLinearConfig(
+            normaliser=normaliser,
+            weights=weights,
+            fit_name=system,
+            temperature_fit="confidence" if confidence else None,
+        )
+        said = self._step(f"transcripts_{system}", fusion, (*inputs, *confidence))
+        self.transcripts[system] = said
         counts = ErrorCountsConfig(normaliser=normaliser)
-        self.errors[system] = self._step(f"errors_{system}", counts, (self._corpus, self.transcripts[system]))
+        keywords = self._with_catalogue(KeywordCountsConfig(normaliser=normaliser))
+        known = () if self._knows_nothing() else (self._context(None),)
+        steps = [
+            self._step(f"errors_{system}", counts, (corpus, said)),
+            self._step(f"keywords_{system}", keywords, (corpus, said, *known)),
+        ]
+        if system != "first_pass":
+            edits = EditCountsConfig(normaliser=normaliser)
+            steps.append(self._step(f"edits_{system}", edits, (corpus, self.transcripts["first_pass"], said)))
+        self.errors += [(system, step) for step in steps]
+
+    def _knows_nothing(self) -> bool:
+        return self._experiment.catalogue is None and self._experiment.context is None
 
     def _fed(
         self,

@@ -13,15 +13,14 @@ from ctxasr_ray.execution.inline import OnProgress, RunSummary, run_inline
 from ctxasr_ray.experiment import Experiment
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.layout import line
+from ctxasr_ray.metrics.joined_windows import join_windows
 from ctxasr_ray.metrics.real_time_factor import real_time_factors
 from ctxasr_ray.storage.store import Shard, Store
 
 
 def needs_dev(experiment: Experiment, utterances: pa.Table) -> bool:
     """Whether weights must be fitted and no utterance is dev."""
-    rescorings = [r for branch in experiment.lists().values() for r in branch.rescorings.values()]
-    fits = any(rescoring.fixed_weights is None for rescoring in rescorings)
-    return fits and "dev" not in set(utterances["split"].to_pylist())
+    return experiment.tunes() and "dev" not in set(utterances["split"].to_pylist())
 
 
 def add_corpus(experiment: Experiment, store: Store, utterances: pa.Table) -> list[Shard]:
@@ -81,24 +80,29 @@ def run(
 def results(experiment: Experiment, store: Store, shards: Sequence[Shard]) -> pa.Table:
     """RESULTS of a finished run, with each system's real-time factor (the only measured time) from its receipts."""
     laid = line(experiment)
-    table = store.gather(laid.results, shards)
+    table = pa.concat_tables([store.gather(step, shards) for step in laid.results])
     costs = {system: store.costs(laid.above(system), shards) for system in laid.transcripts}
     return pa.concat_tables([table, real_time_factors(table, costs)])
 
 
 def report(experiment: Experiment, store: Store, shards: Sequence[Shard], directory: Path, title: str) -> Path:
     """Writes the report folder of a finished run and returns the path of its page."""
+    from ctxasr_ray.report.landscapes import read_tuned
     from ctxasr_ray.report.page import write_report
 
     laid = line(experiment)
+    utterances = store.gather(laid.corpus, shards)
     return write_report(
         directory,
         title=title,
         results=results(experiment, store, shards),
-        utterances=store.gather(laid.corpus, shards),
-        transcripts={system: store.gather(step, shards) for system, step in laid.transcripts.items()},
+        utterances=utterances,
+        transcripts={s: join_windows(utterances, store.gather(step, shards)) for s, step in laid.transcripts.items()},
         hypotheses=store.gather(laid.lists["first_pass"], shards),
         costs=store.costs(laid.steps, shards),
-        fits=pa.concat_tables(store.gather(step, shards) for step in laid.fits.values()) if laid.fits else None,
+        fits={system: store.gather(step, shards) for system, step in laid.fits.items()},
         provenance=json.loads(store.folder.read("provenance.json")),
+        system_costs={system: store.costs(laid.above(system), shards) for system in laid.transcripts},
+        tuned=read_tuned(store, laid.fits, shards),
+        contexts={system: store.gather(step, shards) for system, step in laid.contexts.items()},
     )
