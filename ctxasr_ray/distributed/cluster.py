@@ -4,6 +4,8 @@ import contextlib
 import logging
 import math
 import os
+import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -66,7 +68,8 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     for tries_left in (2, 1, 0):
         try:
-            ray.init(address=address, **options)
+            with _silent_unless_it_fails():
+                ray.init(address=address, **options)
             break
         except Exception:  # a busy machine can miss Ray's own 30 s for a local node, which raises a bare Exception
             if address != "local" or not tries_left:
@@ -78,6 +81,24 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_unless_it_fails() -> Iterator[None]:
+    """Holds back what Ray's native side writes to standard error while it starts, and shows it where that fails."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(shown, held.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def alive_nodes() -> set[str]:
