@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
 from ctxasr_ray.first_pass.lists import check_list_size, failed, not_finite
 from ctxasr_ray.models.recogniser import CtcOptions
-from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
+from ctxasr_ray.nbest import NBest, hypotheses_table
 from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
 from ctxasr_ray.stage import Costs, Resources
 
@@ -57,20 +58,8 @@ class CtcConfig(CtcOptions):
 
     def build(self) -> "CtcFirstPass":
         """Loads the model and the search."""
-        from ctxasr_ray.search.ctc_beam import CtcBeamSearch
-
         model = self.load()
-        search = CtcBeamSearch(
-            blank_id=model.vocabulary.blank_id,
-            num_labels=len(model.vocabulary.pieces),
-            beam_size=self.beam_size,
-            max_labels_per_frame=self.max_labels_per_frame,
-            min_label_log_prob=self.min_label_log_prob,
-            beam_threshold=self.beam_threshold,
-            blank_skip_prob=self.blank_skip_prob,
-            suppressed=model.vocabulary.suppressed,
-        )
-        return CtcFirstPass(self, model, search)
+        return CtcFirstPass(self, model, ctc_search(self, model))
 
 
 class CtcFirstPass:
@@ -131,37 +120,13 @@ class CtcFirstPass:
 
     def _nbest(self, utterance_id: str, log_probs_TV: npt.NDArray[np.float32]) -> tuple[NBest, float, int]:
         """(list, seconds, labellings left out because a more probable one has the same text)."""
-        from ctxasr_ray.search.ctc_alignment import ctc_alignments, entropies
-        from ctxasr_ray.search.ctc_forced import ctc_forward_scores
-
         start = time.perf_counter()
-        blank_id, vocabulary = self._model.vocabulary.blank_id, self._model.vocabulary
         found = self._search.search(log_probs_TV)
-        scores = ctc_forward_scores(log_probs_TV, [f.token_ids for f in found], blank_id)
-        forced = [-np.inf if score.log_prob is None else score.log_prob for score in scores]
-        texts: dict[str, int] = {}
-        for n in sorted(range(len(found)), key=lambda n: -forced[n]):
-            texts.setdefault(vocabulary.text(found[n].token_ids), n)
-        kept = list(texts.items())[: self._config.num_hypotheses]
-        alignments = ctc_alignments(log_probs_TV, [found[n].token_ids for _, n in kept], blank_id)
-        entropy_T = entropies(log_probs_TV)
-        hypotheses = []
-        for (text, n), alignment in zip(kept, alignments, strict=True):
-            assert alignment is not None, "what the search found has an alignment"
-            peaks = alignment.peak_frame
-            hypotheses.append(
-                Hypothesis(
-                    text=text,
-                    token_ids=found[n].token_ids.tolist(),
-                    token_log_probs=log_probs_TV[peaks, found[n].token_ids].tolist(),
-                    token_entropies=entropy_T[peaks].tolist(),
-                    token_start_s=(alignment.start_frame * self._model.frame_duration_s).tolist(),
-                    token_end_s=(alignment.end_frame * self._model.frame_duration_s).tolist(),
-                    token_words=vocabulary.token_words(found[n].token_ids),
-                    scores=(Score(source=self._config.source, kind="log_prob", log_prob=forced[n]),),
-                    search_score=found[n].log_prob,
-                )
-            )
+        config = self._config
+        hypotheses = ctc_hypotheses(
+            self._model, log_probs_TV, found, source=config.source, num_hypotheses=config.num_hypotheses
+        )
+        texts = {self._model.vocabulary.text(one.token_ids) for one in found}
         nbest = NBest(utterance_id=utterance_id, hypotheses=hypotheses)
         return nbest, time.perf_counter() - start, len(found) - len(texts)
 

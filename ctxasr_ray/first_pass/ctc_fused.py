@@ -110,7 +110,7 @@ class CtcFusedConfig:
         return CtcFusedFirstPass(self, self.first_pass.load(), host)
 
     def asked_lm(self) -> CausalLmConfig:
-        """The LM as it is loaded. On a CPU each utterance has passes of its own: padding would cost more than it saves."""
+        """The LM as it is loaded; on a CPU each utterance has its own passes: padding costs more than it saves."""
         return self.lm
 
     def trigger_of_search(self) -> "Trigger":
