@@ -45,7 +45,8 @@ ASSETS = Path(__file__).parents[1] / "ctxasr_ray" / "assets"
 BEAM, INTERVAL, LOCKSTEP, NUM_UTTERANCES, ROUNDS = 16, 32, 16, 16, 2
 MIN_S, PAUSE_S = 10.0, 0.4
 LM_WEIGHT, LENGTH_BONUS = 0.3, 2.0
-"""Of shallow fusion with the shipped LM on dev; delayed fusion is given the same."""
+"""With the shipped LM; within 0.15 % WER of the best of a small grid for shallow fusion on 60 utterances of dev, and
+delayed fusion is given the same."""
 RANDOM_WEIGHT = 0.02
 """Of the random LM: enough to change decisions, too little to drown the recogniser, so that both search real texts."""
 
