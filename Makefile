@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := test,speech-synthesis,pocketsphinx,lhotse,bench
 
-.PHONY: quickstart setup test test-slow format check bench clean
+.PHONY: quickstart showcase setup test test-slow format check bench clean
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, got {v[0]}.{v[1]}; try make PYTHON=python3.12")'
@@ -27,6 +27,9 @@ setup: .venv/.setup
 
 quickstart: .venv/.quickstart
 	$(BIN)/ctxasr quickstart --root runs/quickstart
+
+showcase: .venv/.quickstart
+	$(BIN)/ctxasr evaluate showcase --root runs/showcase
 
 test: .venv/.setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"

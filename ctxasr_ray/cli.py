@@ -96,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     lines = ["usage: ctxasr COMMAND [RECIPE] [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:<11} {_first_line(function)}" for name, function in COMMANDS.items()]
+    lines += [f"  {name:<22} {_first_line(function)}" for name, function in COMMANDS.items()]
     lines += ["", "recipes:"]
-    lines += [f"  {name:<11} {_first_line(function)}" for name, function in RECIPES.items()]
+    lines += [f"  {name:<22} {_first_line(function)}" for name, function in RECIPES.items()]
     lines += ["", "`ctxasr evaluate RECIPE --help` lists every field of a recipe."]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ctxasr_ray.cli import main
+from ctxasr_ray.corpora import synthetic
 from ctxasr_ray.distributed.jobs import entrypoint
 from ctxasr_ray.submit_command import JOBS
 
@@ -23,7 +24,6 @@ PATH = f"{BIN}:/usr/bin:/bin"
 SMALL = [
     *("--shard-audio-s", "20", "--num-replicates", "100", "--weights.num-bootstrap", "0", "--executor", "inline"),
     *("--first-pass.beam-size", "8", "--first-pass.num-hypotheses", "4"),
-    *("--synthetic.num-dev", "3", "--synthetic.num-test", "3"),
 ]
 
 
@@ -109,7 +109,8 @@ def test_a_job_that_cannot_be_submitted_is_refused_in_words(
 @pytest.mark.slow
 def test_a_job_runs_on_the_cluster_and_goes_on_from_what_is_committed(server: Server, tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
-    job = ["quickstart", "--root", str(tmp_path / "run"), *SMALL]
+    manifest = synthetic.prepare(synthetic.SyntheticConfig(num_dev=3, num_test=3), tmp_path / "corpus")
+    job = ["quickstart", "--root", str(tmp_path / "run"), "--manifest", str(manifest), *SMALL]
     for attempt in (1, 2):
         done = server.submit("evaluate", *job, "--json")
         assert done.returncode == 0, done.stderr

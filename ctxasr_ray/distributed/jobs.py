@@ -102,7 +102,7 @@ class JobServer:
             job = self._follow(f"{name}-{attempt}", say)
             if job.status != "FAILED" or attempt - first > num_retries:
                 return job
-            say(f"job {job.submission_id} failed: {job.message}\nSubmitting it again.\n")
+            say(f"job {job.submission_id} failed: {job.message} Submitting it again.\n")
 
     def stop(self, name: str) -> Job:
         """Stops the attempt that runs; what it has committed stays.
@@ -159,7 +159,8 @@ class JobServer:
 
     def _job(self, submission_id: str) -> Job:
         info = self._client.get_job_info(submission_id)
-        return Job(submission_id, str(info.status.value), info.message or "")
+        first_line = (info.message or "").partition("\n")[0]  # the log, which was shown, comes after it
+        return Job(submission_id, str(info.status.value), first_line)
 
 
 def entrypoint(script: str, words: Sequence[str]) -> str:

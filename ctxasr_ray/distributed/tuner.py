@@ -13,8 +13,12 @@ from typing import Any, Final, Literal
 
 from ctxasr_ray.distributed.cluster import connected
 
-SETTINGS: Final = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
-"""Read by Tune: no logger of its own per trial, and a snapshot each second."""
+SETTINGS: Final = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Read by Tune: no logger of its own per trial, a snapshot each second, nothing on standard output."""
 NO_CPU: Final = {"cpu": 0, "memory": 1}
 """What a trial asks for; Tune refuses to ask for nothing, so it is one byte."""
 RUNG: Final = "training_iteration"
@@ -104,7 +108,9 @@ def tune(
                 ),
                 run_config=ray_tune.RunConfig(name=name, storage_path=str(directory.resolve()), verbose=0),
             )
-        return [_tried(result) for result in tuner.fit()]
+        found = [_tried(result) for result in tuner.fit()]
+        order = [] if isinstance(settings, Mapping) else [dict(setting) for setting in settings]
+        return sorted(found, key=lambda tried: order.index(dict(tried.setting)) if order else 0)
 
 
 def _space(ray_tune: Any, settings: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, Any]:

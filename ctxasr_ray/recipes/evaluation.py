@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
-from ctxasr_ray.experiment import Experiment, asset
+from ctxasr_ray.experiment import Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
+from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
+from ctxasr_ray.recipes.showcase import showcase
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Resources
 
@@ -62,6 +64,20 @@ def pocketsphinx() -> Experiment:
     return Experiment(first_pass=PocketSphinxConfig())
 
 
+def pocketsphinx_keywords() -> Experiment:
+    """Keywords in real English speech without any hub: PocketSphinx searches a phrase list: --catalogue FILE."""
+    return Experiment(first_pass=PocketSphinxKeywordsConfig())
+
+
+def pocketsphinx_rescored() -> Experiment:
+    """PocketSphinx's lists with its own and another LM's weight fitted on synthetic speech: --scorers.0.model NAME."""
+    spoken = SyntheticConfig(num_dev=24, num_test=0, snrs_db=(None,))
+    lm = CausalLmConfig(model=asset("lm"))
+    return Experiment(
+        first_pass=PocketSphinxConfig(), scorers=(lm,), rescorings={"own_lm": Rescoring()}, synthetic=spoken
+    )
+
+
 def imported() -> Experiment:
     """Somebody else's N-best lists, oracle and all: --first-pass.paths FILE --first-pass.format NAME."""
     return Experiment(first_pass=ImportedConfig(paths=("nbest.jsonl",), format="nbest"))
@@ -69,11 +85,14 @@ def imported() -> Experiment:
 
 RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "quickstart": quickstart,
+    "showcase": showcase,
     "ctc": ctc,
     "parakeet": parakeet,
     "whisper": whisper,
     "whisper_llm": whisper_llm,
     "pocketsphinx": pocketsphinx,
+    "pocketsphinx_keywords": pocketsphinx_keywords,
+    "pocketsphinx_rescored": pocketsphinx_rescored,
     "imported": imported,
 }
 

@@ -1,0 +1,63 @@
+"""The showcase: every method side by side on the quickstart's corpus, with nothing but what ships."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
+from ctxasr_ray.candidates.shortlist import ShortlistConfig
+from ctxasr_ray.candidates.union import UnionConfig
+from ctxasr_ray.corpora.synthetic import SyntheticConfig
+from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
+from ctxasr_ray.first_pass.attention import AttentionConfig
+from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
+from ctxasr_ray.keywords.context import ContextConfig
+from ctxasr_ray.scorers.attention import AttentionScorerConfig
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.ctc import CtcScorerConfig
+
+
+def showcase() -> Experiment:
+    """Every method on the quickstart's corpus, with shipped models only: recognisers, unions, fusion, context."""
+    ctc, lm = CtcConfig(model=asset("ctc"), beam_size=150, num_hypotheses=100), CausalLmConfig(model=asset("lm"))
+    attention = AttentionConfig(model=asset("attention"), beam_size=16, num_hypotheses=16, max_tokens=96)
+    rescored = Rescoring(scorers=(lm,))
+    both = (CtcScorerConfig(model=asset("ctc")), AttentionScorerConfig(model=asset("attention")))
+    shallow = CtcFusedConfig(first_pass=replace(ctc, beam_size=50, num_hypotheses=50), lm=lm, fusion="shallow")
+    delayed = replace(shallow, fusion="delayed")
+    boosted = CtcKeywordsConfig(first_pass=replace(ctc, num_hypotheses=50))
+    short, long = (ContextConfig(true_keywords=True, num_distractors=size) for size in (100, 1000))
+    candidates = Branch(nbest=KeywordCandidatesConfig(), of=("first_pass",), shortlist=ShortlistConfig())
+    with_candidates = Rescoring(scorers=(lm, CtcScorerConfig(model=asset("ctc"), source="ctc_forced")))
+    return Experiment(
+        first_pass=ctc,
+        scorers=(lm,),
+        synthetic=SyntheticConfig(),
+        shard_audio_s=200.0,
+        catalogue=str(Path(asset("words")) / "phrases_2k.txt"),
+        context=short,
+        rescorings={f"lm_rescoring/n{size}": Rescoring(scorers=(lm,), num_hypotheses=size) for size in (16, 64)},
+        branches={
+            "first_pass/attention": Branch(nbest=attention, rescorings={"lm_rescoring/attention": rescored}),
+            "first_pass/joint": Branch(nbest=replace(attention, ctc_weight=0.3, source="joint")),
+            "union": Branch(
+                nbest=UnionConfig(own_scores="record"),
+                of=("first_pass", "first_pass/attention"),
+                rescorings={"union/rescored": Rescoring(scorers=both), "union/lm": Rescoring(scorers=(*both, lm))},
+            ),
+            "shallow_fusion": Branch(nbest=shallow),
+            "delayed_fusion": Branch(nbest=delayed, rescorings={"delayed_fusion/rescored": Rescoring()}),
+            "delayed_fusion/shortest": Branch(nbest=replace(delayed, trigger="shortest_hypothesis")),
+            **{
+                f"keyword_boost/list_{size}": Branch(nbest=boosted, context=context)
+                for size, context in ((100, short), (1000, long))
+            },
+            **{
+                f"keyword_candidates/list_{size}": replace(
+                    candidates, context=context, rescorings={f"keyword_candidates/list_{size}_scored": with_candidates}
+                )
+                for size, context in ((100, short), (1000, long))
+            },
+        },
+    )
