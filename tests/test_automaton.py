@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxasr_ray.keywords.automaton import START, Automaton, Int32s, WordShape, build, close, spellings, step, word_shape
+from ctxasr_ray.keywords.automaton import WordShape, build, close, spellings, step, word_shape
+from ctxasr_ray.keywords.automaton_kernels import START, Automaton, Int32s
 
 LETTERS = (" ", "a", "b", "c", "")
 """Characters with a space, as most CTC models have them; the last is the blank."""

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from ctxasr_ray import schema
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
-from ctxasr_ray.keywords.automaton import Automaton, build, spellings, word_shape
+from ctxasr_ray.keywords.automaton import build, spellings, word_shape
+from ctxasr_ray.keywords.automaton_kernels import Automaton
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.nbest import read_nbest
 from ctxasr_ray.search.boosted_beam import search_with_boost

@@ -108,11 +108,12 @@ def test_the_nearest_by_sound_are_those_of_an_exhaustive_search() -> None:
     ]
     index = phonetic_index(words)
     for query in ("kovalsky", "brimmer ta", "zamorvic"):
-        ((places, graded),) = index.nearest([sound(query)], most=len(words), max_distance=1.0)
-        assert graded.tolist() == sorted(graded.tolist())
-        every = distances([sound(query)], list(index.sounds))[0]
-        assert every[places].tolist() == graded.tolist()
-        assert every.argmin() in places
+        ((places, worth),) = index.nearest([sound(query)], most=len(words), max_distance=0.9, max_edits=1.0)
+        assert worth.tolist() == sorted(worth.tolist(), reverse=True)
+        lengths = np.asarray([len(one) for one in index.sounds])
+        every = lengths * (0.9 - distances([sound(query)], list(index.sounds))[0])
+        assert every[places].tolist() == worth.tolist()
+        assert every.argmax() == places[0]
 
 
 def test_semantic_neighbours_come_from_any_encoder() -> None:

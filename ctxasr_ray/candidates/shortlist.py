@@ -47,7 +47,7 @@ class ShortlistConfig:
     """Of `WAYS`; the list is their union, filled way by way in turn."""
     max_phrases: int = 64
     """Longest shortlist."""
-    num_hypotheses: int = 3
+    num_hypotheses: int = 10
     """Hypotheses, best first, whose spans are looked up."""
     max_words: int = 4
     """Words of the longest span."""
@@ -185,8 +185,8 @@ class Shortlist:
     def _phonetic(
         self, rows: Sequence[RowPhrases], texts: Sequence[Sequence[str]], costs: Costs
     ) -> list[dict[int, float]]:
-        """Phrases by the distance of the span that sounds most like them; each sound of a shard is looked up once."""
-        from ctxasr_ray.keywords.phonetic import distances, sound
+        """Phrases by the evidence of the span that sounds most like them; each sound of a shard is looked up once."""
+        from ctxasr_ray.keywords.phonetic import distances, evidence, sound
 
         config = self._config
         sounds = []
@@ -204,19 +204,19 @@ class Shortlist:
             mine: dict[int, float] = {}
             own_ids = {phrase.phrase_id for phrase in row.own}
             for span in mine_heard:
-                for place, distance in near.get(span, ()):
+                for place, worth in near.get(span, ()):
                     if place < row.num_shared and place not in own_ids:
-                        mine[place] = min(distance, mine.get(place, 9.0))
+                        mine[place] = min(-worth, mine.get(place, 0.0))
             if row.own and mine_heard:
                 targets = [sound(text.normalise(phrase.text, "basic"), config.voice) for phrase in row.own]
                 for n, distance in enumerate(distances(mine_heard, targets).min(axis=0).tolist()):
                     if distance <= config.max_distance:
-                        mine[-n - 1] = distance
+                        mine[-n - 1] = -float(evidence(len(targets[n]), distance, config.max_distance))
             found.append(mine)
         return found
 
     def _nearest(self, sounds: Sequence[str], num_shared: int, costs: Costs) -> dict[str, list[tuple[int, float]]]:
-        """The shared phrases near each sound."""
+        """The shared phrases near each sound, and their evidence."""
         if self._catalogue is None or num_shared == 0:
             return {}
         from ctxasr_ray.keywords.phonetic import phonetic_index
@@ -225,13 +225,14 @@ class Shortlist:
             with costs.timed("index"):
                 phrases = [text.normalise(phrase, "basic") for phrase in self._catalogue.phrases[:num_shared]]
                 self._index = num_shared, phonetic_index(phrases, self._config.voice)
-        limit, near = self._config.max_distance, {}
+        near = {}
         for start in range(0, len(sounds), _QUERIES_AT_ONCE):
             queries = sounds[start : start + _QUERIES_AT_ONCE]
-            answers = self._index[1].nearest(queries, most=self._config.max_phrases)
-            for query, (places, graded) in zip(queries, answers, strict=True):
-                close = zip(places.tolist(), graded.tolist(), strict=True)
-                near[query] = [(place, distance) for place, distance in close if distance <= limit]
+            answers = self._index[1].nearest(
+                queries, most=self._config.max_phrases, max_distance=self._config.max_distance
+            )
+            for query, (places, worth) in zip(queries, answers, strict=True):
+                near[query] = list(zip(places.tolist(), worth.tolist(), strict=True))
         return near
 
     def _semantic(self, rows: Sequence[RowPhrases], texts: Sequence[Sequence[str]]) -> list[dict[int, float]]:

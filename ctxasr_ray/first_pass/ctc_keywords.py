@@ -21,7 +21,7 @@ from ctxasr_ray.recordings import COLUMNS
 from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
-    from ctxasr_ray.keywords.automaton import Automaton
+    from ctxasr_ray.keywords.automaton_kernels import Automaton
     from ctxasr_ray.models.ctc import CtcModel
 
 

@@ -113,6 +113,14 @@ def distances(heard: Sequence[str], phrases: Sequence[str]) -> Floats:
     return np.asarray(_all_distances(*_flat(heard), *_flat(phrases), swap, gap))
 
 
+def evidence(num_phones: npt.NDArray[np.int64] | int, distance: Floats | float, max_distance: float) -> Floats:
+    """What a phrase explains of what was heard: its phones, times how far its distance stays below the largest one.
+
+    A short phrase is near something in every sentence; a long one is not.
+    """
+    return np.asarray(num_phones * (max_distance - distance))
+
+
 def _flat(sounds: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     phones = np.frombuffer("".join(sounds).encode("utf-32-le"), dtype=np.int32) - _FIRST
     return phones, np.concatenate([[0], np.cumsum([len(one) for one in sounds])]).astype(np.int64)
@@ -165,24 +173,25 @@ class PhoneticIndex:
     """(N,) ascending."""
 
     def nearest(
-        self, heard: Sequence[str], *, most: int, max_distance: float = 0.5
+        self, heard: Sequence[str], *, most: int, max_distance: float = 0.6, max_edits: float = 0.4
     ) -> list[tuple[npt.NDArray[np.int64], Floats]]:
-        """The phrases that sound most like each query.
+        """The phrases for which each query is most evidence: long ones that it sounds like.
 
         Args:
             heard: (Q,) from `sound`.
             most: Phrases per query, at most.
-            max_distance: Plain edit distance per phone of the query beyond which a phrase is not looked at, 0 to 1.
+            max_distance: Graded distance beyond which a phrase is left out.
+            max_edits: Plain edits per phone of the query beyond which a phrase is not looked at, 0 to 1.
 
         Returns:
-            Per query the phrases, nearest first, and their graded distances.
+            Per query the phrases, and their evidence as `evidence` gives it, largest first.
         """
         by_length: dict[int, list[int]] = {}
         for q, one in enumerate(heard):
             by_length.setdefault(len(one), []).append(q)
         found: list[tuple[npt.NDArray[np.int64], Floats]] = [(np.zeros(0, np.int64), np.zeros(0))] * len(heard)
         for length, queries in by_length.items():
-            limit = int(max_distance * length)
+            limit = int(max_edits * length)
             low, high = np.searchsorted(self.lengths, [max(length - limit, 1), length + limit + 1])
             if length == 0 or low == high:
                 continue
@@ -192,11 +201,14 @@ class PhoneticIndex:
             )
             for q, row in zip(queries, plain, strict=True):
                 near = np.flatnonzero(row <= limit)
-                if len(near) > 4 * most:
-                    near = near[np.argpartition(row[near], 4 * most)[: 4 * most]]
+                if len(near) > 2 * most:
+                    near = near[np.argpartition(row[near], 2 * most)[: 2 * most]]
                 graded = distances([heard[q]], [choices[n] for n in near.tolist()])[0]
-                best = np.argsort(graded, kind="stable")[:most]
-                found[q] = (self.order[low + near[best]], graded[best])
+                close = graded <= max_distance
+                near = near[close]
+                worth = evidence(self.lengths[low + near], graded[close], max_distance)
+                best = np.argsort(-worth, kind="stable")[:most]
+                found[q] = (self.order[low + near[best]], worth[best])
         return found
 
 

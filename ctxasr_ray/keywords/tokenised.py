@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.keywords.automaton import Int32s, Spellings, spellings
+from ctxasr_ray.keywords.automaton import Spellings, spellings
+from ctxasr_ray.keywords.automaton_kernels import Int32s
 from ctxasr_ray.text import normalise
 
 Labels = Callable[[Sequence[str]], Sequence[Int32s | None]]

@@ -12,8 +12,9 @@ from typing import Any
 import numba
 import numpy as np
 
-from ctxasr_ray.keywords import automaton as automaton_file
-from ctxasr_ray.keywords.automaton import Automaton, advance_rows, close, expand_candidates
+from ctxasr_ray.keywords import automaton_kernels as automaton_file
+from ctxasr_ray.keywords.automaton import close
+from ctxasr_ray.keywords.automaton_kernels import Automaton, expand_candidates
 from ctxasr_ray.search import ctc_kernels as kernels_file
 from ctxasr_ray.search.ctc_beam import CtcBeamSearch, Labelling
 from ctxasr_ray.search.ctc_kernels import expand, only_blank, prune_labels, select
@@ -58,15 +59,6 @@ def search_with_boost(
     return search.finish(state)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba is untyped
-def _drop_hopeless(candidates: Candidates, rows: int, max_bonus: float) -> None:
-    """A full beam of rows that stay beats every candidate that cannot be raised above its last row."""
-    floor = candidates.score[:rows].min() - max_bonus
-    for c in range(rows, candidates.size[0]):
-        if candidates.score[c] < floor:
-            candidates.score[c] = -np.inf
-
-
 def _compiled_with(*files: str | None) -> Callable[[Callable[..., Any]], Any]:
     """Compiles with a cache that also notices changes of other files: their digest is a constant of the kernel."""
     digest = hashlib.sha256(b"".join(Path(file or "").read_bytes() for file in files)).hexdigest()
@@ -100,7 +92,8 @@ def _run_boosted(digest: str) -> Callable[..., tuple[Beam, Beam]]:
         heap_K = np.empty(beam_size, dtype=np.int32)
         position_V = np.empty(log_probs_TV.shape[1], dtype=np.int32)
         taken_KL = np.empty((beam_size, labels_L.shape[0]), dtype=np.bool_)
-        use_shared, use_own = shared.symbol.shape[0] > 2, own.symbol.shape[0] > 2
+        states_2C = np.zeros((2, candidates.row.shape[0]), dtype=np.int32)  # an automaton without phrases stays at 0
+        use = (shared.symbol.shape[0] > 2, own.symbol.shape[0] > 2)
         for t in range(log_probs_TV.shape[0]):
             log_probs_V = log_probs_TV[t]
             if log_probs_V[blank_id] >= skip_log_prob:
@@ -109,23 +102,21 @@ def _run_boosted(digest: str) -> Callable[..., tuple[Beam, Beam]]:
             num_labels = prune_labels(log_probs_V, blank_id, suppressed_V, min_label_log_prob, labels_L, position_V)
             threshold = beam_threshold + max_bonus
             expand(beam, trie, log_probs_V, blank_id, labels_L, position_V, num_labels, threshold, taken_KL, candidates)
-            if use_shared or use_own:
-                rows, size = beam.size[0], candidates.size[0]
-                if rows == beam_size:
-                    _drop_hopeless(candidates, rows, max_bonus)
-                row_C, token_C = candidates.row[rows:size], candidates.token[rows:size]
-                fusion_C, score_C = candidates.fusion[rows:size], candidates.score[rows:size]
-                if use_shared:
-                    expand_candidates(shared, beam.states[:, 0], row_C, token_C, fusion_C, score_C)
-                if use_own:
-                    expand_candidates(own, beam.states[:, 1], row_C, token_C, fusion_C, score_C)
+            rows, size = beam.size[0], candidates.size[0]
+            # a full beam of rows that stay beats what cannot be raised above its last
+            floor = candidates.score[:rows].min() - max_bonus if rows == beam_size else -np.inf
+            row_C, token_C = candidates.row[rows:size], candidates.token[rows:size]
+            fusion_C, score_C = candidates.fusion[rows:size], candidates.score[rows:size]
+            for place in range(2):
+                if use[place]:
+                    automaton = shared if place == 0 else own
+                    new_C = states_2C[place, rows:size]
+                    expand_candidates(automaton, beam.states[:, place], row_C, token_C, floor, fusion_C, score_C, new_C)
             select(beam, trie, candidates, beam_threshold, kinds_V, heap_K, spare)
             beam, spare = spare, beam
-            rows = beam.size[0]
-            if use_shared:
-                advance_rows(shared, beam.states[:rows, 0], beam.token[:rows])
-            if use_own:
-                advance_rows(own, beam.states[:rows, 1], beam.token[:rows])
+            for row in range(beam.size[0]):
+                if beam.token[row] >= 0:  # `select` leaves in the heap which candidate a row was
+                    beam.states[row, 0], beam.states[row, 1] = states_2C[0, heap_K[row]], states_2C[1, heap_K[row]]
         return beam, spare
 
     return run

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.keywords.automaton import Automaton, advance_rows, close, expand_candidates
+from ctxasr_ray.keywords.automaton import close
+from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, expand_candidates
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s
 from ctxasr_ray.search.fusion import Ask, View, Wake
@@ -64,8 +65,10 @@ class BoostedUtterance:
                 states[:, place],
                 candidates.row[first:size],
                 candidates.token[first:size],
+                -np.inf,
                 candidates.fusion[first:size],
                 candidates.score[first:size],
+                np.empty(size - first, dtype=np.int32),
             )
 
     def wake(self) -> Wake:
