@@ -57,14 +57,17 @@ def test_what_sounds_like_a_phrase_becomes_the_phrase() -> None:
     assert costs.counters["candidates"] == len(row.hypotheses) - 2
 
 
-def test_a_candidate_has_no_score_of_the_search() -> None:
+def test_every_text_has_the_bonus_and_the_search_is_a_record() -> None:
     (row,), _ = _run([["ice coffee"]])
     made = row.hypotheses[0]
     assert (made.text, made.origin) == ("iced coffee", "keyword")
-    assert made.scores == ()
+    assert made.scores == (Score(source="keyword_bonus", kind="bonus", log_prob=7.0),)
     assert made.search_score is None
     assert made.token_ids is None
-    assert row.hypotheses[1].scores != ()
+    assert row.hypotheses[1].scores == (
+        Score(source="keyword_bonus", kind="bonus", log_prob=0.0),
+        Score(source="ctc", kind="search", log_prob=0.0),
+    )
 
 
 def test_a_phrase_that_is_there_stays_as_it_is_written() -> None:

@@ -12,6 +12,7 @@ from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
+from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -24,19 +25,22 @@ def showcase() -> Experiment:
     attention = AttentionConfig(model=asset("attention"), beam_size=16, num_hypotheses=16, max_tokens=96)
     rescored = Rescoring(scorers=(lm,))
     both = (CtcScorerConfig(model=asset("ctc")), AttentionScorerConfig(model=asset("attention")))
-    shallow = CtcFusedConfig(first_pass=replace(ctc, beam_size=50, num_hypotheses=50), lm=lm, fusion="shallow")
+    narrow = replace(ctc, beam_size=50, num_hypotheses=50)
+    shallow = CtcFusedConfig(first_pass=narrow, lm=lm, fusion="shallow", lm_weight=0.25, length_bonus=2.0)
     delayed = replace(shallow, fusion="delayed")
     boosted = CtcKeywordsConfig(first_pass=replace(ctc, num_hypotheses=50))
     short, long = (ContextConfig(true_keywords=True, num_distractors=size) for size in (100, 1000))
     candidates = Branch(nbest=KeywordCandidatesConfig(), of=("first_pass",), shortlist=ShortlistConfig())
-    with_candidates = Rescoring(scorers=(lm, CtcScorerConfig(model=asset("ctc"), source="ctc_forced")))
+    with_candidates = Rescoring(
+        scorers=(CtcScorerConfig(model=asset("ctc")), lm), weights=WeightsConfig(fixed_source="ctc")
+    )
     return Experiment(
         first_pass=ctc,
         scorers=(lm,),
         synthetic=SyntheticConfig(),
         shard_audio_s=200.0,
         catalogue=str(Path(asset("words")) / "phrases_2k.txt"),
-        context=short,
+        context=long,
         rescorings={f"lm_rescoring/n{size}": Rescoring(scorers=(lm,), num_hypotheses=size) for size in (16, 64)},
         branches={
             "first_pass/attention": Branch(nbest=attention, rescorings={"lm_rescoring/attention": rescored}),
@@ -55,7 +59,9 @@ def showcase() -> Experiment:
             },
             **{
                 f"keyword_candidates/list_{size}": replace(
-                    candidates, context=context, rescorings={f"keyword_candidates/list_{size}_scored": with_candidates}
+                    candidates,
+                    context=context,
+                    rescorings={f"keyword_candidates/list_{size}_rescored": with_candidates},
                 )
                 for size, context in ((100, short), (1000, long))
             },
