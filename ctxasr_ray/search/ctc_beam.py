@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.search.ctc_kernels import expand, log_add, only_blank, prune_labels, run, select
+from ctxasr_ray.search.ctc_kernels import expand, log_add, only_blank, prune_labels, select
+from ctxasr_ray.search.ctc_run import run
 from ctxasr_ray.search.ctc_state import (
     INSIDE,
     NEVER,

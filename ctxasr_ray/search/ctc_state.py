@@ -3,7 +3,10 @@
 Letters: K beam rows (best first), C candidates, M trie nodes, F fusion states.
 """
 
+import hashlib
+import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 import numba
@@ -32,8 +35,9 @@ the last of its own ("a</w>", a character of a language without spaces)."""
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compiles once per machine, keeps the result on disk, and runs without the interpreter's lock.
 
-    A kernel calls kernels of its own file only: numba's cache notices changes of that file, not of others. Where
-    nothing can be written, neither beside the file nor in the user's cache, every process compiles anew.
+    numba's cache notices changes of the kernel's own file and of its closure, not of other files: a kernel that calls
+    those of another file holds that file's `source_digest` in its closure. Where nothing can be written, neither
+    beside the file nor in the user's cache, every process compiles anew.
     """
     kernel: Callable[P, R]
     try:
@@ -41,6 +45,11 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     except RuntimeError:  # "no locator available"
         kernel = numba.njit(nogil=True)(function)
     return kernel
+
+
+def source_digest(module: ModuleType) -> str:
+    """sha256 of a module's source."""
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
 
 
 class Trie(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_beam import prefix
-from ctxasr_ray.search.ctc_kernels import boundaries, fewest_words
+from ctxasr_ray.search.ctc_run import boundaries, fewest_words
 from ctxasr_ray.search.ctc_state import (
     NEVER,
     STARTS,
