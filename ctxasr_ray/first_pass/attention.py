@@ -4,7 +4,7 @@ The encoder runs once per utterance; the search keeps its beams in one growing t
 the model in a second thread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.search.label_fusion import RowFusion
     from ctxasr_ray.search.label_synchronous import LabelHypothesis, LabelSynchronousSearch
 
 
@@ -67,30 +68,75 @@ class AttentionConfig(Seq2SeqOptions):
 
     def build(self) -> "AttentionFirstPass":
         """Loads the model and checks that it can be started as asked and stepped through exactly."""
+        model = self.load()
+        return AttentionFirstPass(self, model, Find(self.search(model)))
+
+    def search(self, model: "Seq2SeqModel") -> "LabelSynchronousSearch":
+        """The beam that the fields describe."""
         from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
 
-        model = self.load()
-        search = LabelSynchronousSearch(
+        return LabelSynchronousSearch(
             model,
             beam_size=self.beam_size,
             max_tokens=self.max_tokens,
             length_penalty=self.length_penalty,
             ctc_weight=self.ctc_weight,
         )
-        return AttentionFirstPass(self, model, search)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found for one utterance.
+
+    Args:
+        hypotheses: Best first.
+        scores: Per hypothesis what belongs to it besides the recogniser's own scores; empty is nothing.
+        reason: Why the search was not quite as asked, without having failed.
+    """
+
+    hypotheses: "Sequence[LabelHypothesis]"
+    scores: Sequence[tuple[Score, ...]] = ()
+    reason: str | None = None
+
+
+FindLists = Callable[[Sequence[Encoded], Int32, Costs], list[Found]]
+"""Searches utterances with encoder states of equal length behind one prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """A search without fusion; a `FindLists`.
+
+    Args:
+        search: The beam.
+    """
+
+    search: "LabelSynchronousSearch"
+
+    def __call__(
+        self, heard: Sequence[Encoded], prompt: Int32, costs: Costs, fusion: "RowFusion | None" = None
+    ) -> list[Found]:
+        """Counts `decoder_steps`."""
+        import torch
+
+        before = self.search.steps
+        ctc = [one.ctc_log_probs for one in heard if one.ctc_log_probs is not None]
+        found = self.search.search(torch.cat([one.states for one in heard]), prompt, ctc, fusion)
+        costs.count("decoder_steps", self.search.steps - before)
+        return [Found(own) for own in found]
 
 
 class AttentionFirstPass:
-    """Built by `AttentionConfig`; one call per shard.
+    """Built by `AttentionConfig`, and around another search by `AttentionFusedConfig`; one call per shard.
 
     Args:
-        config: Of the stage.
+        config: Of the recogniser and its lists.
         model: Loaded.
-        search: Over that model.
+        find: Over that model.
     """
 
-    def __init__(self, config: AttentionConfig, model: "Seq2SeqModel", search: "LabelSynchronousSearch") -> None:
-        self._config, self._model, self._search = config, model, search
+    def __init__(self, config: AttentionConfig, model: "Seq2SeqModel", find: FindLists) -> None:
+        self._config, self._model, self._find = config, model, find
         on_cpu = model.device.type == "cpu"
         self._batch_size = config.batch_size or (1 if on_cpu else 16)
 
@@ -133,7 +179,7 @@ class AttentionFirstPass:
         for places in together.values():
             prompt = batch[places[0]][1]
             with costs.timed("search"):
-                found = self._found([heard[p] for p in places], prompt, costs)
+                found = self._find([heard[p] for p in places], prompt, costs)
             for place, own in zip(places, found, strict=True):
                 row = batch[place][0].row
                 nbests[row] = self._nbest(nbests[row].utterance_id, own, heard[place], prompt, costs)
@@ -146,36 +192,26 @@ class AttentionFirstPass:
             encoded.append(Encoded(states_1TD, num_frames, ctc))
         return encoded
 
-    def _found(self, heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> "list[list[LabelHypothesis]]":
-        import torch
-
-        before = self._search.steps
-        ctc = [one.ctc_log_probs for one in heard if one.ctc_log_probs is not None]
-        found = self._search.search(torch.cat([one.states for one in heard]), prompt, ctc)
-        costs.count("decoder_steps", self._search.steps - before)
-        return found
-
-    def _nbest(
-        self, utterance_id: str, found: "Sequence[LabelHypothesis]", heard: Encoded, prompt: Int32, costs: Costs
-    ) -> NBest:
-        if not found:
+    def _nbest(self, utterance_id: str, found: Found, heard: Encoded, prompt: Int32, costs: Costs) -> NBest:
+        if not found.hypotheses:
             return failed(utterance_id, ("model_limit", not_finite(self._config.dtype)))
-        distinct: dict[str, LabelHypothesis] = {}
-        for one in found:
-            distinct.setdefault(self._model.tokens.text(one.token_ids), one)
-        kept = list(distinct.items())[: self._config.num_hypotheses]
+        distinct: dict[str, tuple[LabelHypothesis, tuple[Score, ...]]] = {}
+        for one, scores in zip(found.hypotheses, found.scores or [()] * len(found.hypotheses), strict=True):
+            distinct.setdefault(self._model.tokens.text(one.token_ids), (one, scores))
+        kept = [(text, *pair) for text, pair in distinct.items()][: self._config.num_hypotheses]
         with costs.timed("times"):
-            times = token_times(self._model, heard, prompt, [one.token_ids for _, one in kept])
+            times = token_times(self._model, heard, prompt, [one.token_ids for _, one, _ in kept])
         costs.count("hypotheses", len(kept))
-        costs.count("unended", sum(not one.ended for _, one in kept))
-        costs.count("labellings_of_equal_text", len(found) - len(distinct))
-        ctc = self._ctc_scores([one for _, one in kept], heard)
+        costs.count("unended", sum(not one.ended for _, one, _ in kept))
+        costs.count("labellings_of_equal_text", len(found.hypotheses) - len(distinct))
+        ctc = self._ctc_scores([one for _, one, _ in kept], heard)
         return NBest(
             utterance_id=utterance_id,
             hypotheses=[
-                self._hypothesis(text, one, span, score)
-                for (text, one), span, score in zip(kept, times, ctc, strict=True)
+                self._hypothesis(text, one, span, (*own, *scores))
+                for (text, one, scores), span, own in zip(kept, times, ctc, strict=True)
             ],
+            error=found.reason,
         )
 
     def _ctc_scores(self, found: "Sequence[LabelHypothesis]", heard: Encoded) -> list[tuple[Score, ...]]:
@@ -190,7 +226,9 @@ class AttentionFirstPass:
             () if s.log_prob is None else (Score(source=source, kind="log_prob", log_prob=s.log_prob),) for s in scores
         ]
 
-    def _hypothesis(self, text: str, found: "LabelHypothesis", span: Span | None, ctc: tuple[Score, ...]) -> Hypothesis:
+    def _hypothesis(
+        self, text: str, found: "LabelHypothesis", span: Span | None, further: tuple[Score, ...]
+    ) -> Hypothesis:
         source = self._config.source
         return Hypothesis(
             text=text,
@@ -203,7 +241,7 @@ class AttentionFirstPass:
             scores=(
                 Score(source=source, kind="log_prob", log_prob=float(found.token_log_probs.sum())),
                 Score(source=f"{source}/eos", kind="log_prob", log_prob=found.eos_log_prob),
-                *ctc,
+                *further,
             ),
             search_score=found.score,
         )

@@ -12,6 +12,9 @@ and nothing is renormalised for it.
 With a CTC head, what ranks is (1 - ctc_weight) * attention + ctc_weight * ln P_ctc(all texts that begin so); an ended
 text has ln P_ctc(the whole text). Candidates are the attention's best `PRE_PRUNED` * B of each beam.
 
+A `label_fusion.RowFusion` changes what ranks, and only that: it may stand in the attention's place, and add to the
+whole. The log-probs and entropies of a hypothesis stay the recogniser's own.
+
 Reference:
     Watanabe et al. 2017, Hybrid CTC/Attention architecture for end-to-end speech recognition, IEEE JSTSP 11(8), section
     II-C (ctc_weight is its lambda); keeping both models' sums apart is ours.
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
     from ctxasr_ray.search.ctc_prefix_scores import CtcPrefixScores
+    from ctxasr_ray.search.label_fusion import RowFusion
 
 PRE_PRUNED: Final = 4
 """Candidates of a beam that get a CTC score, in beams: a token behind the attention's best 4 B would have to make up
@@ -76,7 +80,7 @@ class Candidates:
     Args:
         tokens: (B, C) ids, best first in each row; C is at least 2B or the vocabulary.
         log_probs: (B, C) float64 of the attention; -inf where suppressed.
-        gains: (B, C) float64, what each adds to the score that ranks; the log_probs themselves without CTC.
+        gains: (B, C) float64, what each adds to the score that ranks; the log_probs themselves without CTC and fusion.
         eos_log_probs: (B,) float64, whether suppressed or not.
         entropies: (B,) float64.
     """
@@ -96,13 +100,16 @@ class LabelBeam:
         max_tokens: Longest hypothesis.
         eos_id: The end.
         length_penalty: Power of the length that divides scores.
+        max_gain: Most by which a token raises a score; 0 for probabilities.
     """
 
     done: bool = False
     """Whether `finished` is final."""
 
-    def __init__(self, beam_size: int, max_tokens: int, eos_id: int, length_penalty: float = 0.0) -> None:
-        self._size, self._max_tokens = beam_size, max_tokens
+    def __init__(
+        self, beam_size: int, max_tokens: int, eos_id: int, length_penalty: float = 0.0, max_gain: float = 0.0
+    ) -> None:
+        self._size, self._max_tokens, self._max_gain = beam_size, max_tokens, max_gain
         self._eos_id, self._penalty = eos_id, length_penalty
         self._paths = [_Path((), (), (), 0.0)]
         self._finished: list[LabelHypothesis] = []
@@ -158,8 +165,9 @@ class LabelBeam:
     def _nothing_to_gain(self) -> bool:
         if len(self._finished) < self._size:
             return False
-        lengths = (len(self._paths[0].tokens) + 1, self._max_tokens + 1)
-        best = max(self._paths[0].total / length**self._penalty for length in lengths)
+        depth, total = len(self._paths[0].tokens), self._paths[0].total
+        further = range(self._max_tokens - depth + 1)
+        best = max((total + self._max_gain * more) / (depth + 1 + more) ** self._penalty for more in further)
         return bool(best <= self._finished[-1].score)
 
     def _finish_unended(self, candidates: Candidates) -> None:
@@ -230,6 +238,7 @@ class LabelSynchronousSearch:
         states_UTD: "torch.Tensor",
         prompt: npt.NDArray[np.int32],
         ctc_log_probs: Sequence[npt.NDArray[np.float32]] = (),
+        fusion: "RowFusion | None" = None,
     ) -> list[list[LabelHypothesis]]:
         """The lists of some utterances, each as it would be alone.
 
@@ -237,6 +246,7 @@ class LabelSynchronousSearch:
             states_UTD: Encoder states of equal length; one utterance only where the model steps in rows.
             prompt: (P,) the same for all.
             ctc_log_probs: U arrays (T, V) from `Seq2SeqModel.ctc_log_probs`; read only with a `ctc_weight`.
+            fusion: Begun on these utterances; None changes nothing.
         """
         import torch
 
@@ -244,7 +254,8 @@ class LabelSynchronousSearch:
 
         limit = min(self._max_tokens, self._model.max_positions - len(prompt))
         assert limit >= 1, "the model refuses a prompt without room for a text when it is loaded"
-        beams = [LabelBeam(self._size, limit, self._model.tokens.eos_id, self._penalty) for _ in states_UTD]
+        max_gain = 0.0 if fusion is None else fusion.max_gain
+        beams = [LabelBeam(self._size, limit, self._model.tokens.eos_id, self._penalty, max_gain) for _ in states_UTD]
         prefixes: list[CtcPrefixScores | None] = [None] * len(beams)
         if self._ctc_weight:
             prefixes = [CtcPrefixScores(own, self._model.ctc_blank_id) for own in ctc_log_probs]
@@ -256,7 +267,7 @@ class LabelSynchronousSearch:
             never_V = self._not_first_V
             while True:
                 self.steps += 1
-                candidates = self._candidates(logits_UBV, never_V, [prefixes[u] for u in running])
+                candidates = self._candidates(logits_UBV, never_V, [prefixes[u] for u in running], fusion)
                 steps = [beams[u].advance(own) for u, own in zip(running, candidates, strict=True)]
                 going = [row for row, u in enumerate(running) if not beams[u].done]
                 if not going:
@@ -264,10 +275,14 @@ class LabelSynchronousSearch:
                 if len(going) < len(running):
                     decoding.keep(torch.tensor(going, device=states_UTD.device))
                     running = [running[row] for row in going]
+                    if fusion is not None:
+                        fusion.keep(going)
                 steps = [steps[row] for row in going]
                 for u, step in zip(running, steps, strict=True):
                     if (scores := prefixes[u]) is not None:
                         scores.advance(*step)
+                if fusion is not None:
+                    fusion.advance(steps)
                 tokens_UB, parents_UB = self._rows(steps)
                 logits_UBV = decoding.advance(tokens_UB.to(states_UTD.device), parents_UB.to(states_UTD.device))
                 never_V = self._never_V
@@ -282,20 +297,34 @@ class LabelSynchronousSearch:
         return both[:, 0], both[:, 1]
 
     def _candidates(
-        self, logits_UBV: "torch.Tensor", never_V: "torch.Tensor", prefixes: "Sequence[CtcPrefixScores | None]"
+        self,
+        logits_UBV: "torch.Tensor",
+        never_V: "torch.Tensor",
+        prefixes: "Sequence[CtcPrefixScores | None]",
+        fusion: "RowFusion | None",
     ) -> list[Candidates]:
         normalisers_UB = logits_UBV.logsumexp(-1)
         shifted_UBV = logits_UBV - normalisers_UB[:, :, None]
         entropies_UB = -(shifted_UBV.exp() * shifted_UBV).sum(-1)
         eos_UB = shifted_UBV[:, :, self._model.tokens.eos_id]
-        best = shifted_UBV.masked_fill(never_V, -float("inf")).topk(
-            min(self._num_candidates, shifted_UBV.shape[2]), dim=-1
+        ranked_UBV, added_UBV = (shifted_UBV, None) if fusion is None else fusion.ranked(shifted_UBV)
+        sums_UBV = ranked_UBV if added_UBV is None else ranked_UBV + added_UBV
+        num = min(self._num_candidates, shifted_UBV.shape[2])
+        best = sums_UBV.masked_fill(never_V, -float("inf")).topk(num, dim=-1)
+        shifted_UBC, ranked_UBC = (
+            t.gather(2, best.indices).masked_fill(never_V[best.indices], -float("inf"))
+            for t in (shifted_UBV, ranked_UBV)
         )
-        tokens, log_probs, eos, entropies = (_numpy(t) for t in (best.indices, best.values, eos_UB, entropies_UB))
-        gains = [
-            own if scores is None else self._joint(ids, own, scores)
-            for ids, own, scores in zip(tokens, log_probs, prefixes, strict=True)
-        ]
+        tokens, log_probs, eos, entropies = (_numpy(t) for t in (best.indices, shifted_UBC, eos_UB, entropies_UB))
+        gains: list[Float] = list(_numpy(best.values))
+        if self._ctc_weight:
+            joint = [
+                self._joint(ids, own, scores)
+                for ids, own, scores in zip(tokens, _numpy(ranked_UBC), prefixes, strict=True)
+                if scores is not None
+            ]
+            added = 0.0 * tokens if added_UBV is None else _numpy(added_UBV.gather(2, best.indices))
+            gains = [own + more[: len(own)] for own, more in zip(joint, added, strict=True)]
         return [Candidates(*own) for own in zip(tokens, log_probs, gains, eos, entropies, strict=True)]
 
     def _joint(self, tokens_BC: npt.NDArray[np.int64], log_probs_BC: Float, prefixes: "CtcPrefixScores") -> Float:

@@ -1,0 +1,201 @@
+"""UTTERANCES -> HYPOTHESES with an attention recogniser and a language model of the same pieces inside its search.
+
+The list is in the order of what the search maximised, a record of kind `search`; the recogniser's own exact score and
+the LM's stand apart in `scores`, so that fusion can weight them anew.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
+from ctxasr_ray.first_pass.token_times import Encoded
+from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
+from ctxasr_ray.models.text_tokens import TextTokens
+from ctxasr_ray.nbest import Score
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.search.token_gate import TokenGate
+from ctxasr_ray.stage import Costs, NextScorer, Resources, TreeScorerHost, runtime_field
+from ctxasr_ray.token_tree import Int32
+
+if TYPE_CHECKING:
+    from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.search.gated_fusion import GatedRows, ShallowRows
+    from ctxasr_ray.search.label_fusion import LmRows
+
+_FORMS_AS_WRITTEN = ("raw", "spaced")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionFusedConfig:
+    """First pass with an attention recogniser whose search asks a causal LM at each token, gated or shallow."""
+
+    NAME: ClassVar[str] = "attention_fused"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = AttentionConfig.READS
+    WRITES: ClassVar[str] = "hypotheses"
+
+    first_pass: AttentionConfig
+    """The recogniser and its beam; the same config as a stage of its own is the run without fusion."""
+    lm: CausalLmConfig
+    """The language model and the name of its scores; it must write with the recogniser's tokenizer."""
+    fusion: Literal["gated", "shallow"] = "gated"
+    """Gated: the LM is heard as far as the recogniser is unsure. Shallow: always, with `lm_weight`."""
+    leader: Literal["recogniser", "lm"] = "recogniser"
+    """Of gated fusion: whose uncertainty opens the gate to the other."""
+    uncertainty: Literal["entropy", "margin"] = "entropy"
+    """Of gated fusion: entropy, or 1 - (the best token's probability - the second best's)."""
+    entropy_scale: Literal["nats", "log_vocab"] = "nats"
+    """Unit of the entropy: nats, or the logarithm of the vocabulary's size, which compares vocabularies."""
+    min_weight: float = 0.0
+    """Of gated fusion: where the weight is below, the LM is not asked. 0.5 is never reached, so it is never asked."""
+    temperature: float = 1.0
+    """Of gated fusion: the recogniser's logits are divided by it before entropy and sum."""
+    lm_temperature: float = 1.0
+    """Of gated fusion: the same for the LM."""
+    lm_weight: float = 0.2
+    """Of shallow fusion: weight of the LM's log-prob, end of sequence included."""
+    length_bonus: float = 0.0
+    """Of shallow fusion: nats per token."""
+    score_hypotheses: bool = True
+    """Whether the LM scores the tokens of the list that its search did not ask for; without, gated lists have none."""
+    lm_pool: Resources | None = runtime_field(None)
+    """Actors of the LM's own on a cluster, which all actors of the stage share; None loads it beside the recogniser."""
+    lm_connect: Callable[[], TreeScorerHost] | None = runtime_field(None)
+    """Set by the executor where there is such a pool."""
+    resources: Resources = field(default_factory=Resources)
+    """Of the actor that holds the recogniser, and the LM if it has no pool; those of `first_pass` and `lm` are not
+    used."""
+
+    def __post_init__(self) -> None:
+        """Refuses what can be refused without loading a model."""
+        if self.fusion not in ("gated", "shallow"):
+            raise ValueError(f"fusion is '{self.fusion}'; expected gated or shallow.")
+        if self.leader not in ("recogniser", "lm"):
+            raise ValueError(f"leader is '{self.leader}'; expected recogniser or lm.")
+        if not (self.temperature > 0 and self.lm_temperature > 0):
+            raise ValueError(
+                f"temperature is {self.temperature}, lm_temperature {self.lm_temperature}; expected more than 0."
+            )
+        if self.lm.source == self.first_pass.source:
+            raise ValueError(f"lm.source and first_pass.source are both '{self.lm.source}'; give them two names.")
+        if self.lm.text_form not in _FORMS_AS_WRITTEN:
+            raise ValueError(
+                f"lm.text_form is '{self.lm.text_form}', but the LM reads the recogniser's tokens as they are written; "
+                "set it to raw."
+            )
+        self.gate()
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of both models."""
+        parts = {"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()}
+        return {f"{name}{key}": digest for name, part in parts.items() for key, digest in part.items()}
+
+    def gate(self) -> TokenGate:
+        """The gate that the fields describe."""
+        return TokenGate(uncertainty=self.uncertainty, entropy_scale=self.entropy_scale, min_weight=self.min_weight)
+
+    def asked_lm(self) -> CausalLmConfig:
+        """The LM as it is loaded: all utterances of a search share a pass unless its config says otherwise."""
+        return replace(self.lm, utterances_per_forward=self.lm.utterances_per_forward or self.first_pass.batch_size)
+
+    def build(self) -> AttentionFirstPass:
+        """Loads both models.
+
+        Raises:
+            ValueError: as the two configs, or an LM that does not write with the recogniser's pieces.
+        """
+        host = self.asked_lm().host() if self.lm_connect is None else self.lm_connect()
+        model = self.first_pass.load()
+        return AttentionFirstPass(self.first_pass, model, FindFused(self, model, host))
+
+
+class FindFused:
+    """A search with the LM in it; a `first_pass.attention.FindLists`.
+
+    An utterance that the LM cannot serve is searched without it: its hypotheses lack the LM's scores, and the reason
+    stands in `error`, without an `error_type`.
+
+    Args:
+        config: The config.
+        model: The recogniser.
+        host: The language model.
+
+    Raises:
+        ValueError: an LM that does not write with the recogniser's pieces.
+    """
+
+    def __init__(self, config: AttentionFusedConfig, model: "Seq2SeqModel", host: TreeScorerHost) -> None:
+        from ctxasr_ray.models.shared_vocabulary import shared_tokens
+
+        lm = config.lm
+        tokenizer = load_tokenizer(resolve(lm.model, lm.revision))
+        texts = TextTokens(tokenizer, text_form=lm.text_form, prompt=lm.prompt, start_from_eos=lm.start_from_eos)
+        self._tokens = shared_tokens(
+            load_tokenizer(resolve(config.first_pass.model, config.first_pass.revision)),
+            tokenizer,
+            ~model.tokens.suppressed,
+            recogniser_eos=model.tokens.eos_id,
+            lm_eos=host.eos_token_id,
+            name=lm.model,
+        )
+        self._config, self._host, self._prefix = config, host, texts.prefix
+        self._eos_id = model.tokens.eos_id
+        self._plain = Find(config.first_pass.search(model))
+
+    def __call__(self, heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> list[Found]:
+        """Counts `lm_rows`, `lm_rows_skipped`, `utterances_unfused` and what `TreeSessions` counts."""
+        rows = self._rows(len(heard), costs)
+        try:
+            found = self._plain(heard, prompt, costs, self._fusion(rows, costs))
+            hypotheses = [one.hypotheses for one in found]
+            scored: list[list[tuple[Score, ...]]] = [[()] * len(own) for own in hypotheses]
+            if self._config.score_hypotheses:
+                scored = rows.scores(hypotheses)
+        finally:
+            rows.close()
+        source = f"{self._config.first_pass.source}_{self._config.fusion}"
+        for place, (one, scores) in enumerate(zip(found, scored, strict=True)):
+            if place in rows.reasons:
+                costs.count("utterances_unfused")
+                (alone,) = self._plain([heard[place]], prompt, costs)
+                reason = f"searched without {self._config.lm.source}: {rows.reasons[place]}"
+                found[place] = replace(alone, reason=reason)
+                continue
+            sums = [Score(source=source, kind="search", log_prob=h.score) for h in one.hypotheses]
+            found[place] = replace(one, scores=[(*own, total) for own, total in zip(scores, sums, strict=True)])
+        return found
+
+    def _rows(self, num_utterances: int, costs: Costs) -> "LmRows":
+        from ctxasr_ray.search.label_fusion import LmRows, RowLm
+
+        scorer = self._host.sessions(costs)
+        if not isinstance(scorer, NextScorer):
+            raise ValueError(f"LM '{self._config.lm.source}': its pool gives no distributions over the next token.")
+        lm = RowLm(
+            scorer=scorer,
+            tokens=self._tokens,
+            prefix=self._prefix,
+            eos_token_id=int(self._tokens[self._eos_id]),
+            max_positions=self._host.max_positions,
+            source=self._config.lm.source,
+            costs=costs,
+        )
+        return LmRows(lm, num_utterances)
+
+    def _fusion(self, rows: "LmRows", costs: Costs) -> "GatedRows | ShallowRows":
+        from ctxasr_ray.search.gated_fusion import GatedRows, ShallowRows
+
+        config = self._config
+        if config.fusion == "shallow":
+            return ShallowRows(
+                lm=rows, eos_id=self._eos_id, lm_weight=config.lm_weight, length_bonus=config.length_bonus
+            )
+        return GatedRows(
+            lm=rows,
+            gate=config.gate(),
+            leader=config.leader,
+            temperature=config.temperature,
+            lm_temperature=config.lm_temperature,
+            costs=costs,
+        )
