@@ -84,18 +84,8 @@ def _runner(digest: str) -> Callable[..., tuple[int, Beam, Beam]]:
             if log_probs_V[blank_id] >= skip_log_prob:
                 only_blank(beam, log_probs_V[blank_id])
                 continue
-            expand(
-                beam,
-                trie,
-                log_probs_V,
-                blank_id,
-                labels_L,
-                position_V,
-                num_labels,
-                beam_threshold,
-                taken_KL,
-                candidates,
-            )
+            kept = prune_labels(log_probs_V, blank_id, suppressed_V, min_label_log_prob, labels_L, position_V)
+            expand(beam, trie, log_probs_V, blank_id, labels_L, position_V, kept, beam_threshold, taken_KL, candidates)
             select(beam, trie, candidates, beam_threshold, kinds_V, heap_K, spare)
             beam, spare = spare, beam
             if (word_state >= 0 or shortest < NEVER) and _woken(trie, beam, shortest, word_state):
