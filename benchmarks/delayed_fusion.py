@@ -14,7 +14,6 @@ from figures import Figure, Speedup, emit, interleaved, pin_threads
 
 pin_threads(1)
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +64,13 @@ def material() -> Material:
     """Commands joined until they are at least 10 s long, with pauses of 0.4 s."""
     model, corpus = CtcModel(resolve(str(ASSETS / "ctc"))), SyntheticConfig()
     rate = model.sample_rate_hz
-    log_probs, references, index = [], [], 0
+    log_probs: list[np.ndarray] = []
+    references: list[str] = []
+    index = 0
     while len(log_probs) < NUM_UTTERANCES:
-        waves, texts = [], []
-        while sum(map(len, waves)) < MIN_S * rate:
+        waves: list[np.ndarray] = []
+        texts: list[str] = []
+        while sum(len(wave) for wave in waves) < MIN_S * rate:
             if corpus.snr_db("test", index) in (None, 20.0, 10.0):
                 spoken = corpus.spoken("test", index)
                 waves += [spoken.samples, np.zeros(round(PAUSE_S * rate), np.float32)]
@@ -274,4 +276,4 @@ def trained(made: Material) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
