@@ -35,6 +35,8 @@ from ctxasr_ray.storage.store import Shard, Store
 
 SILENCE_S: Final = 4 * 3600
 """A dataset without a finished shard for so long has failed; one large shard can outlast Ray's 30 minutes."""
+SPARE_CPUS: Final = 1.0
+"""By which the pools of a local Ray may ask for more than the machine has: light ones mostly wait."""
 WAVE: Final = 5000
 """Shards per dataset: bounds the driver's memory; a further dataset costs seconds and a model load."""
 _ROW: Final = pa.schema(
@@ -112,25 +114,44 @@ def run_ray(
         ValueError: also pools that the cluster cannot hold, and a local folder that some node does not see.
     """
     run = Run(store, steps, shards, on_progress=on_progress, retry_errors=retry_errors)
-    pools = [_all_pools(segment.per_shard) for segment in run.segments]
-    with connected(address, needed_cpus(steps)):
+    given = address is not None or "RAY_ADDRESS" in os.environ
+    turns = [turn for segment in run.segments for turn in ([segment] if given else in_turns(segment))]
+    with connected(address, max((_cpus(turn.per_shard) for turn in turns), default=1.0)):
         refuse_unshared(store.folder)
-        wait_s = JOIN_S if address is not None or "RAY_ADDRESS" in os.environ else 0.0
-        for each in pools:
-            refuse_unfit(each, wait_s=wait_s)
-        for segment in run.segments:
-            with run.leases(segment):
-                _run_segment(run, segment)
-                for step in segment.gathered:
+        for turn in turns:
+            refuse_unfit(_all_pools(turn.per_shard), wait_s=JOIN_S if given else 0.0)
+        for turn in turns:
+            with run.leases(turn):
+                _run_segment(run, turn)
+                for step in turn.gathered:
                     run.record(gather_step(store, step, shards))
         return run.finish()
 
 
+def in_turns(segment: Segment) -> list[Segment]:
+    """Cuts a segment so that the pools of this machine's own Ray do not ask for many more CPUs than it has.
+
+    One dataset runs after the other then: twenty models side by side would fill the memory and win no time. A cluster
+    that somebody gave runs all pools side by side, or is refused.
+    """
+    budget = (os.cpu_count() or 1) + SPARE_CPUS
+    parts: list[list[Step]] = [[]]
+    for step in _light_ones_late(segment.per_shard):
+        if parts[-1] and _cpus([*parts[-1], step]) > budget:
+            parts.append([])
+        parts[-1].append(step)
+    return [replace(segment, per_shard=tuple(part), gathered=()) for part in parts[:-1]] + [
+        replace(segment, per_shard=tuple(parts[-1]))
+    ]
+
+
 def needed_cpus(steps: Sequence[Step]) -> float:
-    """Logical CPUs that all pools of the largest dataset of a run ask for together."""
-    found = [_all_pools(segment.per_shard) for segment in segments(steps)]
-    asked = (sum(p.resources.num_cpus * p.resources.num_actors for p in pools) for pools in found)
-    return max(asked, default=1.0)
+    """Logical CPUs that this machine's own Ray must have for the largest dataset of a run."""
+    return max((_cpus(turn.per_shard) for segment in segments(steps) for turn in in_turns(segment)), default=1.0)
+
+
+def _cpus(steps: Sequence[Step]) -> float:
+    return sum(pool.resources.num_cpus * pool.resources.num_actors for pool in _all_pools(steps))
 
 
 def _all_pools(steps: Sequence[Step]) -> list[Pool]:
