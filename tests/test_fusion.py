@@ -278,6 +278,18 @@ def with_tokens(text: str, token_words: list[int] | None, log_probs: list[float]
     return hypotheses_table([NBest(utterance_id="u", hypotheses=[hypothesis])])
 
 
+def test_a_search_that_left_out_its_language_model_counts_as_unscored() -> None:
+    hypothesis = Hypothesis(text="so", scores=(Score(source="ctc", kind="log_prob", log_prob=-1.0),))
+    lists = [
+        NBest(utterance_id="a", hypotheses=[hypothesis], error="causal_lm: its log-probs are not finite"),
+        NBest(utterance_id="b", hypotheses=[hypothesis]),
+        NBest(utterance_id="c", error_type="audio", error="c.wav: gone"),
+    ]
+    fused = fuse(hypotheses_table(lists))
+    assert fused["text"].to_pylist() == ["so", "so", ""]
+    assert fused["num_unscored"].to_pylist() == [1, 0, 0]
+
+
 def test_tokens_give_their_words_times_and_confidence() -> None:
     half = math.log(0.5)
     table = with_tokens("hi yo", [0, 0, -1, 1, 1], [0.0, half, -9.0, -0.1, 0.0])

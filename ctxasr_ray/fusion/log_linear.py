@@ -36,7 +36,7 @@ class LogLinearConfig:
     """Picks one hypothesis per utterance; without SCORES, FITS and weights it is the first-pass 1-best."""
 
     NAME: ClassVar[str] = "log_linear"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "hypotheses": ("hypotheses", "error_type", "error"),
         "scores": ("sources",),
@@ -98,8 +98,8 @@ class LogLinear:
             costs: Counts `utterances`, `changed` (not the first hypothesis) and `unscored`.
 
         Returns:
-            TRANSCRIPTS. An empty list gives "" without an index; a missing score keeps the first hypothesis
-            and `num_unscored` 1; an error row keeps its reason.
+            TRANSCRIPTS. An empty list gives "" without an index; a missing score, or a search that left out its
+            language model, keeps the first hypothesis and `num_unscored` 1; an error row keeps its reason.
 
         Raises:
             ValueError: SCORES without weights, weights from both FITS and the config, a fit that FITS lacks.
@@ -110,7 +110,8 @@ class LogLinear:
         weights = self._weights(inputs)
         if weights is None:
             winner_U = np.where(np.diff(flat.offsets) > 0, flat.offsets[:-1], -1)
-            unscored_U = np.zeros(len(winner_U), dtype=bool)
+            failed, said = (np.asarray(inputs.hypotheses[name].is_valid()) for name in ("error_type", "error"))
+            unscored_U = said & ~failed  # a fusion inside the search was left out, and says why
             fused = pa.nulls(len(winner_U), pa.list_(pa.float64()))
         else:
             shard = self._features(inputs, flat, weights)
