@@ -15,9 +15,12 @@ from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
+from ctxasr_ray.training.speech_text import SpeechTextTask
 
 LM: Final = str(Path(__file__).parents[1] / "assets" / "lm")
 """The shipped language model, whose tokenizer the attention model writes with."""
+CTC: Final = str(Path(__file__).parents[1] / "assets" / "ctc")
+"""The shipped CTC recogniser, whose encoder hears for the speech-text LM."""
 CTC_START: Final = "runs/train/ctc_start/model"
 """What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
 LIGHT_MASKS: Final = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
@@ -103,12 +106,32 @@ def train_attention() -> TrainingConfig:
     return replace(start, name="attention", seed=15, task=task, num_steps=5000)
 
 
+def train_speech_lm() -> TrainingConfig:
+    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 20 hours of speech and more text."""
+    return TrainingConfig(
+        name="speech_lm",
+        seed=16,
+        task=SpeechTextTask(
+            train=SyntheticSpeech(num_utterances=16_000),
+            dev=SyntheticSpeech(num_utterances=150, split="dev"),
+            text=SyntheticText(num_sentences=40_000, num_seeds=40),
+            initial=LM,
+            encoder=CTC,
+        ),
+        num_steps=1200,
+        batch_size=4096,
+        optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=60, weight_decay=0.02),
+        precision="bfloat16",
+    )
+
+
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc_start": train_ctc_start,
     "ctc": train_ctc,
     "lm": train_lm,
     "attention_start": train_attention_start,
     "attention": train_attention,
+    "speech_lm": train_speech_lm,
 }
 """Names that `ctxasr train` knows."""
 

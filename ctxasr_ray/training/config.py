@@ -12,6 +12,7 @@ from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
+from ctxasr_ray.training.speech_text import SpeechTextTask
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ class TrainingConfig:
 
     name: str
     """Of the recipe; stands in messages and in training.json."""
-    task: CtcTask | LanguageModelTask | JointTask
+    task: CtcTask | LanguageModelTask | JointTask | SpeechTextTask
     """What is learnt, from what."""
     num_steps: int
     """Optimiser steps; the data is repeated as often as they need."""

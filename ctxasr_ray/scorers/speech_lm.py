@@ -1,0 +1,162 @@
+"""HYPOTHESES, UNITS -> SCORES: log-probabilities of a language model that is given the sound as discrete units.
+
+The scorer `causal_lm` on the same model asks for text alone, which shows what speech taught the text side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ctxasr_ray.models.checkpoint import check_vocabulary, fingerprint, load_tokenizer, resolve
+from ctxasr_ray.models.text_tokens import TEXT_FORMS_VERSION, TextTokens
+from ctxasr_ray.nbest import SourceScores, flatten, scores_table
+from ctxasr_ray.stage import Costs, Resources, runtime_field
+from ctxasr_ray.token_tree import Int32
+
+if TYPE_CHECKING:
+    from ctxasr_ray.models.causal_lm import CausalLm, SequenceScores
+    from ctxasr_ray.models.speech_lm import SpeechTokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechLmConfig:
+    """Rescoring with a speech-text LM, speech first or text first.
+
+    Reference:
+        Shivakumar et al., Speech recognition rescoring with large speech-text foundation models, 2409.16654 (the two
+        orders); the weights of their own for the parts of text-first are ours.
+    """
+
+    NAME: ClassVar[str] = "speech_lm"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "hypotheses": ("hypotheses",),
+        "units": ("units", "error_type", "error"),
+    }
+    WRITES: ClassVar[str] = "scores"
+
+    model: str = field(metadata={"identity": False})
+    """Hugging Face directory or hub id of an extended causal LM; see `models.speech_lm`."""
+    revision: str | None = field(default=None, metadata={"identity": False})
+    """Branch, tag or commit of a hub id."""
+    order: Literal["speech_first", "text_first"] = "speech_first"
+    """speech_first: log P(text | units), one source; log P(units) is equal for all hypotheses and left out.
+    text_first: log P(text) and log P(units | text) as two sources, "<source>_text" and "<source>_units"."""
+    source: str = "speech_lm"
+    """Name of the scores; fusion weights are found per source."""
+    text_form: Literal["raw", "spaced", "lower", "upper", "sentence"] = "raw"
+    """How hypotheses are written for the LM; see `models.text_tokens.TEXT_FORMS`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights when they are loaded."""
+    device: str = runtime_field("auto")
+    """cpu, cuda, cuda:1, ...; auto is the first accelerator, or else the CPU."""
+    utterances_per_forward: int = runtime_field(0)
+    """Trees in one forward pass; 0 is up to 16 on an accelerator, on a CPU one or a few small ones."""
+    resources: Resources = field(default_factory=Resources)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of the model and its tokenizer, and the version of the text forms."""
+        return {**fingerprint(self.model, self.revision), "text_forms": TEXT_FORMS_VERSION}
+
+    def build(self) -> "SpeechLmScorer":
+        """Loads model and tokenizer and checks that they know units and that the tree is exact."""
+        from ctxasr_ray.models.causal_lm import load_causal_lm
+        from ctxasr_ray.models.speech_lm import SpeechTokens
+
+        checkpoint = resolve(self.model, self.revision)
+        tokenizer = load_tokenizer(checkpoint)
+        speech = SpeechTokens(tokenizer)
+        tokens = TextTokens(tokenizer, text_form=self.text_form)
+        lm = load_causal_lm(
+            checkpoint,
+            dtype=self.dtype,
+            device=self.device,
+            eos_token_id=tokens.eos_token_id,
+            special_ids=tokens.special_ids,
+            utterances_per_forward=self.utterances_per_forward,
+        )
+        check_vocabulary(checkpoint, tokenizer, lm.head.num_outputs)
+        return SpeechLmScorer(self, lm, tokens, speech)
+
+
+class SpeechLmScorer:
+    """The built stage.
+
+    Args:
+        config: Of the stage.
+        lm: The model.
+        tokens: Its tokenizer's text side.
+        speech: Its tokenizer's marks and units.
+    """
+
+    def __init__(self, config: SpeechLmConfig, lm: "CausalLm", tokens: TextTokens, speech: "SpeechTokens") -> None:
+        self._config, self.lm, self.tokens, self.speech = config, lm, tokens, speech
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """One SCORES row per HYPOTHESES row; an utterance without units has null scores and the reason.
+
+        Raises:
+            ValueError: units that the model does not know.
+        """
+        hypotheses, units = tables
+        flat = flatten(hypotheses)
+        with costs.timed("tokenise"):
+            ids = self.tokens.encode(flat.texts)
+        heard = units.to_pylist()
+        rows, errors = [], []
+        for row, (start, stop) in enumerate(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True)):
+            error_type, message = heard[row]["error_type"], heard[row]["error"]
+            if error_type is None:
+                with costs.timed("llm"):
+                    own = self._scores(np.asarray(heard[row]["units"], np.int32), ids[start:stop], costs)
+            else:
+                own = self._unscored(stop - start, f"{error_type}: {message}")
+                costs.count("utterances_without_units")
+            rows.append(own)
+            errors.append(None if error_type is None else (error_type, message))
+        return scores_table(flat.utterance_ids, rows, errors)
+
+    def _scores(self, units: Int32, texts: Sequence[Int32], costs: Costs) -> list[SourceScores]:
+        from ctxasr_ray.models.causal_lm import ScoreRequest
+
+        lengths = [len(text) for text in texts]
+        if self._config.order == "speech_first":
+            prefix = np.concatenate([self.tokens.prefix, self.speech.heard(units)])
+            (scores,) = self.lm.score([ScoreRequest(prefix, texts)], costs)
+            return [_source(self._config.source, scores, lengths)]
+        spoken = self.speech.spoken(units)
+        (alone,) = self.lm.score([ScoreRequest(self.tokens.prefix, texts)], costs)
+        # A text cannot be a shared prefix of its units: the tree shares what the texts share.
+        (both,) = self.lm.score([ScoreRequest(self.tokens.prefix, [np.append(t, spoken) for t in texts])], costs)
+        known = [reason is None for reason in both.reasons]
+        behind = [
+            float(whole - text) if k else None
+            for whole, text, k in zip(both.log_probs, alone.log_probs, known, strict=True)
+        ]
+        named = self._config.source
+        second = SourceScores(
+            source=f"{named}_units", log_probs=behind, num_tokens=[len(spoken)] * len(texts), reasons=both.reasons
+        )
+        return [_source(f"{named}_text", alone, lengths), second]
+
+    def _unscored(self, num_hypotheses: int, reason: str) -> list[SourceScores]:
+        name = self._config.source
+        names = [name] if self._config.order == "speech_first" else [f"{name}_text", f"{name}_units"]
+        nothing = [None] * num_hypotheses
+        return [SourceScores(source=n, log_probs=nothing, reasons=[reason] * num_hypotheses) for n in names]
+
+
+def _source(name: str, scores: "SequenceScores", lengths: Sequence[int]) -> SourceScores:
+    known = [reason is None for reason in scores.reasons]
+    return SourceScores(
+        source=name,
+        log_probs=[float(v) if k else None for v, k in zip(scores.log_probs, known, strict=True)],
+        eos_log_probs=[
+            float(v) if k and np.isfinite(v) else None for v, k in zip(scores.eos_log_probs, known, strict=True)
+        ],
+        num_tokens=list(lengths),
+        reasons=list(scores.reasons),
+    )

@@ -1,0 +1,294 @@
+"""A speech-text language model: a causal LM of text, its vocabulary extended by speech units, on a mix of both.
+
+Letters of shapes: B sequences, N tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ctxasr_ray.models import checkpoint
+from ctxasr_ray.stage import runtime_field
+from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText, TableSpeech, TextFile
+
+if TYPE_CHECKING:
+    import torch
+
+    from ctxasr_ray.models.speech_units import Quantiser, SpeechEncoder
+    from ctxasr_ray.training.features import Features
+    from ctxasr_ray.training.heard import Heard
+
+Tokens = npt.NDArray[np.int16]
+SPAN_WORDS: Final = 3
+"""Longest span of the alternating sequences, in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mix:
+    """Shares of the examples; they add up to 1.
+
+    Reference:
+        Shivakumar et al., 2409.16654: continuation of either, and sequences that alternate; shares are ours.
+    """
+
+    text: float = 0.25
+    """Text alone."""
+    speech: float = 0.0
+    """Units alone."""
+    speech_then_text: float = 0.4
+    text_then_speech: float = 0.1
+    alternating: float = 0.25
+    """Spans of 1 to `SPAN_WORDS` words, each spoken and then written; asks for an encoder that spells by CTC."""
+
+    def __post_init__(self) -> None:
+        shares = [getattr(self, f.name) for f in fields(self)]
+        if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise ValueError(f"the shares of the mix are {shares}; expected none below 0, and 1 in all.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechTextTask:
+    """Next-token prediction over text pieces, units and marks, in the layouts of `models.speech_lm`.
+
+    The quantiser is fitted on the training speech; it lies beside the model that is written.
+    """
+
+    train: SyntheticSpeech | TableSpeech
+    dev: SyntheticSpeech | TableSpeech
+    text: SyntheticText | TextFile
+    initial: str
+    """Hugging Face directory of the causal LM that is extended, with its tokenizer."""
+    encoder: str
+    """Hugging Face directory of the speech encoder; one that reads log-mel features without a window of its own."""
+    layer: int = 3
+    num_units: int = 150
+    num_quantiser_utterances: int = 600
+    """Utterances, evenly spaced in the training speech, whose frames the units are learnt from."""
+    mix: Mix = field(default_factory=Mix)
+    num_examples: int = 40_000
+    """Of one epoch; each kind takes its share, from the first utterance or sentence on and over again."""
+    unit_weight: float = 0.1
+    """Weight of a unit or mark in the loss; a piece of text weighs 1. Units are many and mostly noise."""
+    warp: float = 0.15
+    """Largest stretch of the mel axis of the training speech before it is encoded; see `heard.warp_mel`."""
+    features_directory: str | None = runtime_field(None)
+    """Where the log-mel features lie; None keeps them in the run's directory."""
+
+    def build(self, directory: Path, num_processes: int) -> "SpeechText":
+        """Fits the quantiser, makes the units of train and dev and extends the LM."""
+        return SpeechText(self, directory, num_processes)
+
+
+class SpeechText:
+    """The built task."""
+
+    left_out: Mapping[str, str]
+
+    def __init__(self, config: SpeechTextTask, directory: Path, num_processes: int) -> None:
+        """Prepares units, sequences and model.
+
+        Args:
+            config: The task.
+            directory: Of the run; keeps features, quantiser and units for a repeated start.
+            num_processes: For the features.
+
+        Raises:
+            ValueError: alternating spans are asked of an encoder that does not spell, or the encoder has a window.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from ctxasr_ray.models import speech_lm
+        from ctxasr_ray.training.heard import hear
+
+        self._unit_weight, self._num_units = config.unit_weight, config.num_units
+        source = checkpoint.resolve(config.initial)
+        self.tokenizer = checkpoint.load_tokenizer(source)
+        self.model: Any = checkpoint.load_model(AutoModelForCausalLM, source, dtype=torch.float32)
+        speech_lm.extend_vocabulary(self.model, self.tokenizer, config.num_units, seed=0)
+        self._speech = speech_lm.SpeechTokens(self.tokenizer)
+        encoder, characters = _encoder(config)
+        train, dev = _features(config, encoder, directory, num_processes)
+        self.quantiser = _quantiser(config, encoder, train, directory / speech_lm.QUANTISER)
+        heard = hear(train, encoder, self.quantiser, characters, directory / "train_units.npz", warp=config.warp)
+        self._dev = hear(dev, encoder, self.quantiser, None, directory / "dev_units.npz")
+        self._dev_texts = dev.texts
+        self.left_out = dict(train.left_out)
+        self._names: list[str] = []
+        self._sequences: list[Tokens] = []
+        for name, sequence in self._examples(config, train, heard):
+            self._names.append(name)
+            self._sequences.append(sequence)
+        self.lengths = np.asarray([len(s) for s in self._sequences], np.int64)
+
+    def _examples(self, config: SpeechTextTask, train: "Features", heard: "Heard") -> Iterator[tuple[str, Tokens]]:
+        sentences = list(config.text.sentences())
+        rng = np.random.default_rng(0)
+        for f in fields(config.mix):
+            for number in range(round(getattr(config.mix, f.name) * config.num_examples)):
+                if f.name == "text":
+                    place = number % len(sentences)
+                    yield f"sentence {place}", self._text(sentences[place])
+                    continue
+                place = number % len(train)
+                units, text, name = heard.units[place], train.texts[place], train.names[place]
+                if f.name == "speech":
+                    sequence = self._join(self._spoken(units))
+                elif f.name == "speech_then_text":
+                    sequence = self._heard_text(units, text)
+                elif f.name == "text_then_speech":
+                    sequence = self._join(self._pieces(text), self._spoken(units))
+                elif not len(heard.word_ends[place]):
+                    continue
+                else:
+                    sequence = self._alternating(units, text, heard.word_ends[place], rng)
+                yield name, sequence
+
+    def _pieces(self, text: str) -> Sequence[int]:
+        pieces: Sequence[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return pieces
+
+    def _spoken(self, units: npt.NDArray[np.int16]) -> npt.NDArray[np.int32]:
+        from ctxasr_ray.models.speech_units import merge_runs
+
+        return self._speech.spoken(merge_runs(units.astype(np.int32))[0])
+
+    def _text(self, text: str) -> Tokens:
+        return self._join(self._pieces(text))
+
+    def _heard_text(self, units: npt.NDArray[np.int16], text: str) -> Tokens:
+        return self._join(self._spoken(units), [self._speech.text], self._pieces(text))
+
+    def _alternating(
+        self, units: npt.NDArray[np.int16], text: str, ends: npt.NDArray[np.int16], rng: np.random.Generator
+    ) -> Tokens:
+        words, parts, first = text.split(), [], 0
+        while first < len(words):
+            last = min(first + int(rng.integers(1, SPAN_WORDS + 1)), len(words))
+            begin = int(ends[first - 1]) if first else 0
+            parts += [self._spoken(units[begin : ends[last - 1]]), [self._speech.text]]
+            parts.append(self._pieces(" ".join(words[first:last])))
+            first = last
+        return self._join(*parts)
+
+    def _join(self, *parts: Sequence[int] | npt.NDArray[np.int32]) -> Tokens:
+        ends = [self.tokenizer.bos_token_id], [self.tokenizer.eos_token_id]
+        return np.concatenate([ends[0], *parts, ends[1]]).astype(np.int16)
+
+    def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
+        """Gives utterance ids and numbers of sentences."""
+        return [self._names[index] for index in indices.tolist()]
+
+    def batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> "dict[str, torch.Tensor]":
+        """Pads sequences to the longest."""
+        return self._collate([self._sequences[i] for i in indices])
+
+    def _collate(self, rows: Sequence[Tokens]) -> "dict[str, torch.Tensor]":
+        import torch
+
+        ids_BN = np.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id, np.int64)
+        for ids, row in zip(ids_BN, rows, strict=True):
+            ids[: len(row)] = row
+        weights_BN = np.where(ids_BN >= self._speech.speech, self._unit_weight, 1.0).astype(np.float32)
+        weights_BN[ids_BN == self.tokenizer.pad_token_id] = 0.0
+        return {"input_ids": torch.from_numpy(ids_BN), "weights": torch.from_numpy(weights_BN)}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+        """Gives the weighted mean negative log-probability per token."""
+        nats_BN, weights_BN = self._nats(batch)
+        return (nats_BN * weights_BN).sum() / weights_BN.sum()
+
+    def _nats(self, batch: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
+        from torch.nn import functional
+
+        # No mask goes in: rows are padded on the right, which a causal model cannot see from the left.
+        logits_BNV = self.model(input_ids=batch["input_ids"][:, :-1], use_cache=False).logits
+        nats_BVN = functional.cross_entropy(
+            logits_BNV.float().transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
+        )
+        return nats_BVN, batch["weights"][:, 1:]
+
+    def evaluate(self) -> dict[str, float]:
+        """Measures the perplexity per word of dev texts alone, behind their own speech, and behind another's."""
+        units, texts = self._dev.units, self._dev_texts
+        others = [*units[1:], *units[:1]]
+        rows = {
+            "alone": [self._text(text) for text in texts],
+            "heard": [self._heard_text(u, text) for u, text in zip(units, texts, strict=True)],
+            "misheard": [self._heard_text(u, text) for u, text in zip(others, texts, strict=True)],
+        }
+        words = sum(len(text.split()) + 1 for text in texts)
+        return {f"dev_word_perplexity_{k}": math.exp(self._text_nats(own) / words) for k, own in rows.items()}
+
+    def _text_nats(self, rows: Sequence[Tokens]) -> float:
+        """Nats of pieces of text and ends of sequence, whatever stands before them."""
+        total = 0.0
+        for start in range(0, len(rows), 32):
+            nats_BN, weights_BN = self._nats(self._collate(rows[start : start + 32]))
+            total += float(nats_BN[weights_BN == 1].sum())
+        return total
+
+    def publish(self, directory: Path) -> None:
+        """Writes the Hugging Face directory and the quantiser beside it."""
+        from ctxasr_ray.models.speech_lm import QUANTISER
+        from ctxasr_ray.training.publish import publish
+
+        publish(self.model, directory, tokenizer=self.tokenizer)
+        self.quantiser.save(directory / QUANTISER)
+
+
+def _encoder(config: SpeechTextTask) -> tuple["SpeechEncoder", Any]:
+    """The encoder and, where alternating spans are asked for, the tokenizer of its CTC head."""
+    from ctxasr_ray.models.speech_units import SpeechEncoder
+
+    source = checkpoint.resolve(config.encoder)
+    encoder = SpeechEncoder(source, layer=config.layer)
+    if encoder.extractor.model_input_names[0] != "input_features" or hasattr(encoder.extractor, "n_samples"):
+        raise ValueError(
+            f"encoder '{config.encoder}': its training features would not be plain log-mel frames; use an encoder of "
+            "the Parakeet kind, such as the shipped ctc."
+        )
+    if not config.mix.alternating:
+        return encoder, None
+    characters = checkpoint.load_tokenizer(source) if source.tokenizer_files else None
+    spelled = set() if characters is None else set(characters.get_vocab()) - set(characters.all_special_tokens)
+    if not spelled or max(map(len, spelled)) > 1:
+        raise ValueError(
+            f"encoder '{config.encoder}' does not spell single characters by CTC, so it cannot say where words end; "
+            "set mix.alternating to 0."
+        )
+    return encoder, characters
+
+
+def _features(
+    config: SpeechTextTask, encoder: "SpeechEncoder", directory: Path, num_processes: int
+) -> "tuple[Features, Features]":
+    from ctxasr_ray.training import features
+
+    parent = directory / "features" if config.features_directory is None else Path(config.features_directory)
+    train, dev = (
+        features.compute(source, encoder.extractor, parent / name, num_processes=num_processes)
+        for name, source in (("train", config.train), ("dev", config.dev))
+    )
+    return train, dev
+
+
+def _quantiser(config: SpeechTextTask, encoder: "SpeechEncoder", train: "Features", path: Path) -> "Quantiser":
+    from ctxasr_ray.models.speech_units import Quantiser, fit_centroids, load_quantiser
+
+    if not path.exists():
+        chosen = range(0, len(train), max(1, len(train) // config.num_quantiser_utterances))
+        hidden_ND = np.concatenate([encoder.of_features(train[index])[0] for index in chosen])
+        Quantiser(
+            centroids=fit_centroids(hidden_ND, config.num_units, seed=0),
+            encoder=checkpoint.fingerprint(config.encoder)["model"],
+            layer=config.layer,
+            seed=0,
+            num_frames=len(hidden_ND),
+        ).save(path)
+    return load_quantiser(path)
