@@ -175,7 +175,7 @@ def test_bad_rows_keep_their_place_and_their_reason(whisper: str, recordings: li
     assert [n.error_type for n in nbests] == [None, "model_limit", "audio", *["model_limit"] * 3]
     assert nbests[0].hypotheses
     assert "2.50 s of audio, the limit is 2 s; the model hears no more at once" in (nbests[1].error or "")
-    assert "start_s, duration_s" in (nbests[1].error or "")
+    assert "prepare --segment" in (nbests[1].error or "")
     assert "50 ms of audio" in (nbests[3].error or "")
     assert "language 'xx'" in (nbests[4].error or "")
     assert "no language is given" in (nbests[5].error or "")

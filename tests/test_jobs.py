@@ -102,6 +102,7 @@ def test_a_job_that_cannot_be_submitted_is_refused_in_words(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or a token of this machine would change it for all later tests
     assert main(["submit", *words]) == 1
     assert said in capsys.readouterr().err
 
