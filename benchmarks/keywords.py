@@ -27,7 +27,7 @@ from ctxasr_ray.search.ctc_beam import CtcBeamSearch, Labelling
 
 NUM_UTTERANCES = 24
 BEAM = 100
-BOOST = 1.0
+BOOST = 1.5
 SIZES = (0, 1000, 50_000)
 
 

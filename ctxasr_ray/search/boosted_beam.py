@@ -4,21 +4,18 @@ The result is that of `KeywordBoost` as an in-search fusion; what differs is tha
 in `ctc_kernels`.
 """
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import numba
 import numpy as np
+import numpy.typing as npt
 
-from ctxasr_ray.keywords import automaton_kernels as automaton_file
+from ctxasr_ray.keywords import automaton_kernels
 from ctxasr_ray.keywords.automaton import close
 from ctxasr_ray.keywords.automaton_kernels import Automaton, expand_candidates
-from ctxasr_ray.search import ctc_kernels as kernels_file
+from ctxasr_ray.search import ctc_kernels
 from ctxasr_ray.search.ctc_beam import CtcBeamSearch, Labelling
 from ctxasr_ray.search.ctc_kernels import expand, only_blank, prune_labels, select
-from ctxasr_ray.search.ctc_state import Beam, Candidates, Floats, Int32s
+from ctxasr_ray.search.ctc_state import Beam, Candidates, Floats, Int32s, Trie, compiled, source_digest
 
 
 def search_with_boost(
@@ -59,26 +56,19 @@ def search_with_boost(
     return search.finish(state)
 
 
-def _compiled_with(*files: str | None) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles with a cache that also notices changes of other files: their digest is a constant of the kernel."""
-    digest = hashlib.sha256(b"".join(Path(file or "").read_bytes() for file in files)).hexdigest()
-    return lambda make: numba.njit(cache=True, nogil=True)(make(digest))
-
-
-@_compiled_with(automaton_file.__file__, kernels_file.__file__)
-def _run_boosted(digest: str) -> Callable[..., tuple[Beam, Beam]]:
-    """The kernel."""
+def _runner(digest: str) -> Callable[..., tuple[Beam, Beam]]:
+    """The kernel; the digest of the kernels that it calls, a constant of it, keeps its compiled copy current."""
 
     def run(
         log_probs_TV: Floats,
         blank_id: int,
-        suppressed_V: Any,
-        kinds_V: Any,
+        suppressed_V: npt.NDArray[np.bool_],
+        kinds_V: npt.NDArray[np.int8],
         skip_log_prob: float,
         min_label_log_prob: float,
         beam_threshold: float,
         labels_L: Int32s,
-        trie: Any,
+        trie: Trie,
         beam: Beam,
         spare: Beam,
         candidates: Candidates,
@@ -86,7 +76,7 @@ def _run_boosted(digest: str) -> Callable[..., tuple[Beam, Beam]]:
         own: Automaton,
         max_bonus: float,
     ) -> tuple[Beam, Beam]:
-        if len(digest) == 0:
+        if not digest:  # read, so that it is in the closure
             return beam, spare
         beam_size = beam.node.shape[0]
         heap_K = np.empty(beam_size, dtype=np.int32)
@@ -119,4 +109,7 @@ def _run_boosted(digest: str) -> Callable[..., tuple[Beam, Beam]]:
                     beam.states[row, 0], beam.states[row, 1] = states_2C[0, heap_K[row]], states_2C[1, heap_K[row]]
         return beam, spare
 
-    return run
+    return compiled(run)
+
+
+_run_boosted = _runner(source_digest(automaton_kernels) + source_digest(ctc_kernels))
