@@ -34,16 +34,19 @@ UNITS = (3, 0, 6, 3, 5, 1)
 TEXTS = ("once upon a time", "once upon a town", "", "a girl", "<unit_3> </speech>")
 
 
-@pytest.fixture(scope="module")
-def speech_lm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Any]:
-    """(directory, model, tokenizer) of a random LM with seven units."""
-    directory = tmp_path_factory.mktemp("speech_lm")
+def saved_speech_lm(directory: Path, num_units: int = 7) -> tuple[str, Any, Any]:
+    """(directory, model, tokenizer) of a random LM that knows units."""
     tokenizer = bpe(bos="<s>")
     model = llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
-    extend_vocabulary(model, tokenizer, 7, seed=1)
+    extend_vocabulary(model, tokenizer, num_units, seed=1)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return str(directory), model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def speech_lm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Any]:
+    return saved_speech_lm(tmp_path_factory.mktemp("speech_lm"))
 
 
 def lists(*texts: tuple[str, ...]) -> pa.Table:

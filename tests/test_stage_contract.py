@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 import soundfile
 from test_scorer_causal_lm import bpe, saved
+from test_speech_lm import saved_speech_lm
+from test_speech_units import quantiser
 from tiny_ctc import make, noise
 from tiny_seq2seq import make as make_seq2seq
 
@@ -35,6 +37,8 @@ from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
 from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
+from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
+from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import Costs, StageConfig
 
 World = Mapping[str, Any]
@@ -59,6 +63,8 @@ STAGES = {
     "imported": Case(lambda w: ImportedConfig(paths=(w["lists"],), format="kaldi"), ("utterances",)),
     "union": Case(lambda w: UnionConfig(), ("hypotheses", "elsewhere")),
     "causal_lm": Case(lambda w: CausalLmConfig(model=w["lm"]), ("hypotheses",), 1e-4),
+    "speech_units": Case(lambda w: SpeechUnitsConfig(encoder=w["ctc"], quantiser=w["quantiser"]), ("utterances",)),
+    "speech_lm": Case(lambda w: SpeechLmConfig(model=w["speech_lm"]), ("hypotheses", "units"), 1e-4),
     "nbest_errors": Case(lambda w: NbestErrorsConfig(), ("hypotheses", "utterances")),
     "log_linear/first_pass": Case(lambda w: LogLinearConfig(), ("hypotheses",)),
     "log_linear": Case(
@@ -121,9 +127,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "utterances": conform(utterances, "utterances"),
         "hypotheses": hypotheses_table(nbests),
         "lists": str(folder / "lists"),
+        "speech_lm": saved_speech_lm(folder / "speech_lm", num_units=8)[0],
     }
+    made["quantiser"] = str(quantiser(Path(made["ctc"]), folder / "units.safetensors"))
     made["elsewhere"] = called(STAGES["imported"].config(made), [made["utterances"]])
-    for name in ("causal_lm", "nbest_errors", "log_linear"):
+    for name in ("causal_lm", "nbest_errors", "log_linear", "speech_units"):
         config = STAGES[name].config(made)
         made[config.WRITES] = called(config, [made[table] for table in STAGES[name].inputs])
     return made
@@ -132,6 +140,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def called(config: StageConfig, tables: list[pa.Table]) -> pa.Table:
     """The stage on exactly the columns that its config declares to read, as an executor calls it."""
     names = {"hypotheses": "hypotheses", "sources": "scores", "audio_uri": "utterances", "text": "transcripts"}
+    names["units"] = "units"
     handed = []
     for table in tables:
         kind = next((names[c] for c in table.column_names if c in names), "nbest_errors")
