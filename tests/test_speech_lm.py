@@ -239,6 +239,33 @@ def test_examples_stand_in_the_layouts_of_the_scorer(tmp_path: Path) -> None:
     assert pieces[0] == pieces[1]
 
 
+def test_what_cannot_be_learnt_from_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    built = task(mix=Mix(text=0.0, speech=0.5, speech_then_text=0.0, text_then_speech=0.0, alternating=0.5))
+    whole = built.build(tmp_path, 0)
+    assert whole.left_out == {}
+    with np.load(tmp_path / "train_units.npz") as file:
+        kept = {name: file[name] for name in file.files}
+    kept["num_ends"][1:] += np.eye(5, dtype=np.int64)[0] * kept["num_ends"][0]  # the first text has no alignment
+    kept["num_ends"][0] = 0
+    kept["num_units"][5] += 600
+    kept["units"] = np.append(kept["units"], np.arange(600) % 2).astype(np.int16)
+    np.savez(tmp_path / "train_units.npz", **kept)
+    odd = built.build(tmp_path, 0)
+    assert odd.left_out["train-000000, alternating"] == "its text cannot be aligned with its audio"
+    assert "the model takes 512" in odd.left_out["train-000005, speech"]
+    assert len(odd.lengths) < len(whole.lengths)
+
+
+def test_units_weigh_what_the_task_says_and_padding_nothing(tmp_path: Path) -> None:
+    built = task(unit_weight=0.25).build(tmp_path, 0)
+    text, spoken = 0, next(i for i, own in enumerate(built._sequences) if built._speech.text in own)
+    batch = built.batch(np.asarray([text, spoken]), np.random.default_rng(0))
+    assert set(batch["weights"][0, : built.lengths[text]].tolist()) == {1.0}
+    assert batch["weights"][0, built.lengths[text] :].sum() == 0
+    heard = batch["input_ids"][1] >= built._speech.speech
+    assert set(batch["weights"][1][heard].tolist()) == {0.25}
+
+
 def test_the_loss_falls_and_what_is_written_scores(tmp_path: Path) -> None:
     config = train_speech_lm()
     small = dataclasses.replace(

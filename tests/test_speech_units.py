@@ -1,6 +1,7 @@
 """Encoder layers, k-means, the quantiser's file and the UNITS stage."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +44,8 @@ def utterances(folder: Path, waves: dict[str, np.ndarray]) -> pa.Table:
     return conform(pa.Table.from_pylist(rows), "utterances")
 
 
-def units(config: SpeechUnitsConfig, table: pa.Table) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = config.build()(table, costs=Costs()).to_pylist()
+def units(config: SpeechUnitsConfig, table: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = config.build()(table, costs=Costs()).to_pylist()
     return rows
 
 
@@ -156,8 +157,8 @@ def test_units_are_a_table_whose_runs_are_the_frames(tmp_path: Path, encoder: Pa
     frames = units(SpeechUnitsConfig(encoder=str(encoder), quantiser=path, merge_runs=False), table)
     for one, other in zip(merged, frames, strict=True):
         assert np.repeat(one["units"], one["run_lengths"]).tolist() == other["units"]
-        assert set(other["run_lengths"]) <= {1}  # type: ignore[call-overload]
-    assert len(merged[0]["units"]) < len(frames[0]["units"]) == 25  # type: ignore[arg-type]
+        assert set(other["run_lengths"]) <= {1}
+    assert len(merged[0]["units"]) < len(frames[0]["units"]) == 25
     assert {row["frame_rate_hz"] for row in merged} == {25.0}
     assert [row["error_type"] for row in merged] == [None, None, "model_limit", "audio"]
     assert "needs at least 40 ms" in str(merged[2]["error"])

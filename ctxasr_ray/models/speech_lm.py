@@ -77,7 +77,7 @@ class SpeechTokens:
                 "speech-text LM, as `ctxasr train speech_lm` makes one. For text alone use the scorer causal_lm."
             )
         self.speech, self.speech_end, self.text = (vocabulary[mark] for mark in (SPEECH, SPEECH_END, TEXT))
-        ids = []
+        ids: list[int] = []
         while (token := unit_token(len(ids))) in vocabulary:
             ids.append(vocabulary[token])
         self._ids = np.asarray(ids, np.int32)

@@ -66,8 +66,13 @@ def hear(
                 ends.append(word_ends(logits_TV, spoken.texts[index], characters))
                 advance("")
         temporary = path.with_suffix(".tmp.npz")
-        lengths = {"num_units": [len(u) for u in units], "num_ends": [len(e) for e in ends]}
-        np.savez(temporary, units=np.concatenate(units), ends=np.concatenate(ends), **lengths)
+        np.savez(
+            temporary,
+            units=np.concatenate(units),
+            ends=np.concatenate(ends),
+            num_units=[len(u) for u in units],
+            num_ends=[len(e) for e in ends],
+        )
         temporary.replace(path)
     with np.load(path) as file:
         return Heard(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ctxasr_ray.training.features import Features
     from ctxasr_ray.training.heard import Heard
 
-Tokens = npt.NDArray[np.int16]
+Tokens = npt.NDArray[np.int32]
 SPAN_WORDS: Final = 3
 """Longest span of the alternating sequences, in words."""
 
@@ -118,36 +118,44 @@ class SpeechText:
         heard = hear(train, encoder, self.quantiser, characters, directory / "train_units.npz", warp=config.warp)
         self._dev = hear(dev, encoder, self.quantiser, None, directory / "dev_units.npz")
         self._dev_texts = dev.texts
-        self.left_out = dict(train.left_out)
+        left_out = dict(train.left_out)
+        limit = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         self._names: list[str] = []
         self._sequences: list[Tokens] = []
-        for name, sequence in self._examples(config, train, heard):
-            self._names.append(name)
-            self._sequences.append(sequence)
+        for kind, name, sequence in self._examples(config, train, heard):
+            if sequence is None:
+                left_out[f"{name}, {kind}"] = "its text cannot be aligned with its audio"
+            elif len(sequence) > limit:
+                left_out[f"{name}, {kind}"] = f"it has {len(sequence)} tokens, the model takes {limit}"
+            else:
+                self._names.append(name)
+                self._sequences.append(sequence)
+        self.left_out = left_out
         self.lengths = np.asarray([len(s) for s in self._sequences], np.int64)
 
-    def _examples(self, config: SpeechTextTask, train: "Features", heard: "Heard") -> Iterator[tuple[str, Tokens]]:
+    def _examples(
+        self, config: SpeechTextTask, train: "Features", heard: "Heard"
+    ) -> Iterator[tuple[str, str, Tokens | None]]:
+        """Kind, name and tokens; None where a text has no alignment."""
         sentences = list(config.text.sentences())
         rng = np.random.default_rng(0)
         for f in fields(config.mix):
             for number in range(round(getattr(config.mix, f.name) * config.num_examples)):
                 if f.name == "text":
                     place = number % len(sentences)
-                    yield f"sentence {place}", self._text(sentences[place])
+                    yield f.name, f"sentence {place}", self._text(sentences[place])
                     continue
                 place = number % len(train)
-                units, text, name = heard.units[place], train.texts[place], train.names[place]
+                units, text, sequence = heard.units[place], train.texts[place], None
                 if f.name == "speech":
                     sequence = self._join(self._spoken(units))
                 elif f.name == "speech_then_text":
                     sequence = self._heard_text(units, text)
                 elif f.name == "text_then_speech":
                     sequence = self._join(self._pieces(text), self._spoken(units))
-                elif not len(heard.word_ends[place]):
-                    continue
-                else:
+                elif len(heard.word_ends[place]):
                     sequence = self._alternating(units, text, heard.word_ends[place], rng)
-                yield name, sequence
+                yield f.name, train.names[place], sequence
 
     def _pieces(self, text: str) -> Sequence[int]:
         pieces: Sequence[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -167,7 +175,8 @@ class SpeechText:
     def _alternating(
         self, units: npt.NDArray[np.int16], text: str, ends: npt.NDArray[np.int16], rng: np.random.Generator
     ) -> Tokens:
-        words, parts, first = text.split(), [], 0
+        words, first = text.split(), 0
+        parts: list[Sequence[int] | npt.NDArray[np.int32]] = []
         while first < len(words):
             last = min(first + int(rng.integers(1, SPAN_WORDS + 1)), len(words))
             begin = int(ends[first - 1]) if first else 0
@@ -177,8 +186,8 @@ class SpeechText:
         return self._join(*parts)
 
     def _join(self, *parts: Sequence[int] | npt.NDArray[np.int32]) -> Tokens:
-        ends = [self.tokenizer.bos_token_id], [self.tokenizer.eos_token_id]
-        return np.concatenate([ends[0], *parts, ends[1]]).astype(np.int16)
+        ids = np.concatenate([[self.tokenizer.bos_token_id], *parts, [self.tokenizer.eos_token_id]])
+        return np.asarray(ids, np.int32)
 
     def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
         """Gives utterance ids and numbers of sentences."""
@@ -191,11 +200,12 @@ class SpeechText:
     def _collate(self, rows: Sequence[Tokens]) -> "dict[str, torch.Tensor]":
         import torch
 
-        ids_BN = np.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id, np.int64)
-        for ids, row in zip(ids_BN, rows, strict=True):
+        ids_BN = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        weights_BN = np.zeros(ids_BN.shape, np.float32)
+        for ids, weights, row in zip(ids_BN, weights_BN, rows, strict=True):
             ids[: len(row)] = row
-        weights_BN = np.where(ids_BN >= self._speech.speech, self._unit_weight, 1.0).astype(np.float32)
-        weights_BN[ids_BN == self.tokenizer.pad_token_id] = 0.0
+            # Marks and units were appended to the vocabulary, the first mark before all others.
+            weights[: len(row)] = np.where(row >= self._speech.speech, self._unit_weight, 1.0)
         return {"input_ids": torch.from_numpy(ids_BN), "weights": torch.from_numpy(weights_BN)}
 
     def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
@@ -208,10 +218,10 @@ class SpeechText:
 
         # No mask goes in: rows are padded on the right, which a causal model cannot see from the left.
         logits_BNV = self.model(input_ids=batch["input_ids"][:, :-1], use_cache=False).logits
-        nats_BVN = functional.cross_entropy(
+        nats_BN = functional.cross_entropy(
             logits_BNV.float().transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
         )
-        return nats_BVN, batch["weights"][:, 1:]
+        return nats_BN, batch["weights"][:, 1:]
 
     def evaluate(self) -> dict[str, float]:
         """Measures the perplexity per word of dev texts alone, behind their own speech, and behind another's."""
