@@ -15,8 +15,9 @@ from ctxasr_ray.models.checkpoint import resolve
 from ctxasr_ray.models.seq2seq import Seq2SeqModel
 from ctxasr_ray.models.shared_vocabulary import UNSHARED, shared_tokens
 from ctxasr_ray.search.gated_fusion import GatedRows, ShallowRows
+from ctxasr_ray.search.label_beam import LabelHypothesis
 from ctxasr_ray.search.label_fusion import RowFusion
-from ctxasr_ray.search.label_synchronous import LabelHypothesis, LabelSynchronousSearch
+from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
 from ctxasr_ray.search.token_gate import TokenGate
 
 torch.set_num_threads(1)

@@ -13,7 +13,8 @@ from transformers import GenerationMixin
 from ctxasr_ray.models.checkpoint import resolve
 from ctxasr_ray.models.seq2seq import Seq2SeqModel
 from ctxasr_ray.search.ctc_forced import ctc_forward_score
-from ctxasr_ray.search.label_synchronous import LabelHypothesis, LabelSynchronousSearch
+from ctxasr_ray.search.label_beam import LabelHypothesis
+from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
 
 torch.set_num_threads(1)
 BEGIN = [tiny_seq2seq.END, 11, 12]  # neither the end nor h nor i is written first

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.search.label_beam import LabelHypothesis
     from ctxasr_ray.search.label_fusion import RowFusion
-    from ctxasr_ray.search.label_synchronous import LabelHypothesis, LabelSynchronousSearch
+    from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
