@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from ctxasr_ray.metrics.rates import HIGHER_IS_BETTER
+
 BOUNDS: Final = ("oracle", "compositional_oracle")
 """Families that look at the reference: what a list allows, not what a system reaches."""
 
@@ -24,9 +26,12 @@ LABELS: Final[Mapping[str, str]] = {
     "keyword_f1": "keyword F1",
     "distractor_false_alarms": "false alarms",
     "real_time_factor": "RTF",
-    "ece": "ECE",
-    "nce": "NCE",
-    "auc": "AUC",
+    "orthographic_wer": "O-WER",
+    "confidence_ece": "ECE",
+    "confidence_nce": "NCE",
+    "confidence_auc": "AUC",
+    "confidently_wrong_repaired": "repaired",
+    "oracle_gap_closed": "gap closed",
 }
 """Short names for column heads; other metrics keep their own."""
 
@@ -42,9 +47,15 @@ MEANINGS: Final[Mapping[str, str]] = {
     "keyword_precision": "written catalogue phrases that were spoken",
     "distractor_false_alarms": "catalogue phrases written though not spoken",
     "real_time_factor": "seconds of work per second of audio, model loading apart",
-    "ece": "expected calibration error of word confidence",
-    "nce": "normalised cross entropy of word confidence",
-    "auc": "area under the curve: does confidence tell right words from wrong ones",
+    "orthographic_wer": "errors on raw words, case and punctuation included",
+    "confidence_ece": "expected calibration error of word confidence",
+    "confidence_nce": "normalised cross entropy of word confidence",
+    "confidence_auc": "does confidence tell right words from wrong ones: area under the curve",
+    "confidently_wrong": "share of written words that are wrong with a confidence of at least 0.9",
+    "confidently_wrong_repaired": "share of the baseline's confidently wrong words that this system has right",
+    "harmful_edits": "share of the words that the baseline had right and this system has wrong",
+    "helpful_edits": "share of the words that the baseline had wrong and this system has right",
+    "oracle_gap_closed": "share of the words wrong in the 1-best but not in the oracle that this system has right",
 }
 """One line for people who see a metric for the first time."""
 
@@ -52,9 +63,8 @@ _LEADING: Final = (
     "wer", "mer", "cer", "biased_wer", "unbiased_wer", "rare_wer", "keyword_f1", "keyword_recall", "keyword_precision",
     "distractor_false_alarms",
 )  # fmt: skip
-_HIGHER: Final = re.compile(r"(^|_)(f1|recall|precision|coverage|auc|nce|closed|accuracy)(@\d+)?($|_)")
 _PERCENT: Final = re.compile(
-    r"(^|_)(wer|cer|mer|f1|recall|precision|coverage|ece|auc|rate|share|closed|accuracy|oracle|wrong)(@\d+)?($|_)"
+    r"(^|_)(wer|cer|mer|f1|recall|precision|coverage|ece|auc|rate|share|closed|accuracy|oracle|wrong|repaired|edits|reliability)(@\d+)?($|_)"
 )
 
 
@@ -89,7 +99,7 @@ def meaning(metric: str) -> str:
 
 def higher_is_better(metric: str) -> bool:
     """Whether a larger value is the better one; error rates, false alarms and costs are the other way round."""
-    return bool(_HIGHER.search(metric))
+    return metric.partition("@")[0] in HIGHER_IS_BETTER
 
 
 def is_percent(metric: str) -> bool:
