@@ -44,7 +44,7 @@ def test_a_leader_that_is_sure_hears_nobody_and_the_weight_grows_with_its_doubt(
     assert 0 <= weights[0] < 0.05 < weights[-1] < 0.5
 
 
-def test_weights_are_those_of_the_paper_in_nats() -> None:
+def test_weights_are_those_that_uadf_gives_in_nats() -> None:
     for nats, weight in ((1.0, 0.231), (2.0, 0.381), (3.0, 0.453)):
         num = round(np.exp(nats))
         uniform = torch.full((num,), -np.log(num), dtype=torch.float64)
@@ -136,6 +136,10 @@ def test_fusion_refuses_to_add_the_same_lm_twice(config: AttentionFusedConfig, r
         LogLinearConfig(weights={"causal_lm": 0.3}).build()(hypotheses, scores, costs=Costs())
     best = LogLinearConfig().build()(hypotheses, costs=Costs())
     assert best.column("hypothesis_index").to_pylist() == [0, 0]
+
+
+def test_no_rows_give_no_rows(config: AttentionFusedConfig) -> None:
+    assert config.build()(utterances([]), costs=Costs()).num_rows == 0
 
 
 def listed(nbests: list[NBest]) -> list[Any]:

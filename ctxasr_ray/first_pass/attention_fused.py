@@ -58,7 +58,8 @@ class AttentionFusedConfig:
     length_bonus: float = 0.0
     """Of shallow fusion: nats per token."""
     score_hypotheses: bool = True
-    """Whether the LM scores the tokens of the list that its search did not ask for; without, gated lists have none."""
+    """Whether lists carry the LM's score of every hypothesis; tokens that the search did not ask for are then asked in
+    one last call. Without, an LM that is never heard is never called."""
     lm_pool: Resources | None = runtime_field(None)
     """Actors of the LM's own on a cluster, which all actors of the stage share; None loads it beside the recogniser."""
     lm_connect: Callable[[], TreeScorerHost] | None = runtime_field(None)
