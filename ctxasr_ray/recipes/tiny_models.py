@@ -15,7 +15,7 @@ from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
-from ctxasr_ray.training.speech_text import SpeechTextTask
+from ctxasr_ray.training.speech_text import Mix, SpeechTextTask
 
 LM: Final = str(Path(__file__).parents[1] / "assets" / "lm")
 """The shipped language model, whose tokenizer the attention model writes with."""
@@ -107,20 +107,21 @@ def train_attention() -> TrainingConfig:
 
 
 def train_speech_lm() -> TrainingConfig:
-    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 20 hours of speech and more text."""
+    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 15 hours of speech and more text."""
     return TrainingConfig(
         name="speech_lm",
         seed=16,
         task=SpeechTextTask(
-            train=SyntheticSpeech(num_utterances=16_000),
+            train=SyntheticSpeech(num_utterances=12_000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
-            text=SyntheticText(num_sentences=40_000, num_seeds=40),
+            text=SyntheticText(num_sentences=24_000, num_seeds=40),
             initial=LM,
             encoder=CTC,
+            mix=Mix(text=0.15, speech_then_text=0.55, text_then_speech=0.05, alternating=0.25),
         ),
-        num_steps=1200,
+        num_steps=4000,
         batch_size=4096,
-        optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=60, weight_decay=0.02),
+        optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=100, weight_decay=0.02),
         precision="bfloat16",
     )
 
