@@ -10,6 +10,7 @@ from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
+from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
@@ -29,6 +30,7 @@ FirstPass: TypeAlias = (
     | CtcFusedConfig
     | CtcKeywordsConfig
     | AttentionConfig
+    | AttentionFusedConfig
     | PocketSphinxConfig
     | PocketSphinxKeywordsConfig
     | ImportedConfig

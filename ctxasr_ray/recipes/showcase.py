@@ -9,6 +9,7 @@ from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.attention import AttentionConfig
+from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
@@ -28,6 +29,7 @@ def showcase() -> Experiment:
     narrow = replace(ctc, beam_size=50, num_hypotheses=50)
     delayed = CtcFusedConfig(first_pass=narrow, lm=lm, lm_weight=0.5, length_bonus=2.0)  # best on 60 utterances of dev
     shallow = replace(delayed, fusion="shallow", lm_weight=0.3, length_bonus=4.0)  # chosen in the same way
+    gated = AttentionFusedConfig(first_pass=attention, lm=lm, temperature=0.7, lm_temperature=0.7)
     boosted = CtcKeywordsConfig(first_pass=replace(ctc, num_hypotheses=50))
     short, long = (ContextConfig(true_keywords=True, num_distractors=size) for size in (100, 1000))
     candidates = Branch(nbest=KeywordCandidatesConfig(), of=("first_pass",), shortlist=ShortlistConfig())
@@ -51,6 +53,8 @@ def showcase() -> Experiment:
                 rescorings={"union/rescored": Rescoring(scorers=both), "union/lm": Rescoring(scorers=(*both, lm))},
             ),
             "shallow_fusion": Branch(nbest=shallow),
+            "shallow_fusion/attention": Branch(nbest=replace(gated, fusion="shallow", lm_weight=0.2)),
+            "gated_fusion": Branch(nbest=gated),
             "delayed_fusion": Branch(nbest=delayed, rescorings={"delayed_fusion/rescored": Rescoring()}),
             "delayed_fusion/shortest": Branch(nbest=replace(delayed, trigger="shortest_hypothesis")),
             **{
