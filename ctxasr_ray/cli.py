@@ -108,6 +108,12 @@ def _first_line(function: Callable[..., Any]) -> str:
 
 
 def _recipe(command: str, words: list[str]) -> tuple[str, list[str]]:
+    if words and words[0] in ("-h", "--help"):
+        print(
+            f"usage: ctxasr {command} RECIPE [OPTIONS]\n\nRecipes: {', '.join(RECIPES)}, or module:function.\n"
+            f"`ctxasr {command} RECIPE --help` lists every field of a recipe."
+        )
+        raise SystemExit(0)
     if not words or words[0].startswith("-"):
         raise ValueError(f"expected a recipe: ctxasr {command} RECIPE ... with RECIPE one of {', '.join(RECIPES)}.")
     return words[0], words[1:]
@@ -168,7 +174,7 @@ def evaluate(options: Evaluate) -> int:
     if not results.num_rows:
         errors.print("No utterance has a reference: there are no error rates; `ctxasr export` writes what was heard.")
     done = f"{summary.done + summary.redone} tables made, {summary.skipped} already committed"
-    errors.print(f"{done}, {summary.failures} rows with errors, {summary.wall_s:.0f} s.", highlight=False)
+    errors.print(f"{done}, {summary.wall_s:.0f} s.", highlight=False)
     errors.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
     return 0
 

@@ -112,6 +112,8 @@ class Experiment:
     """Fusion weights by source (and length_bonus) instead of a fit on dev."""
     catalogue: str | None = None
     """File of phrases that may be said, for everything in the run that takes context and for the keyword metrics."""
+    catalogue_format: str | None = None
+    """lines, scored, is21, nemo, sherpa or json; None: the file's extension tells."""
     context: ContextConfig | None = None
     """Which of these phrases each utterance gets; None with a catalogue: all of them."""
     rescorings: Mapping[str, Rescoring] = field(default_factory=dict)

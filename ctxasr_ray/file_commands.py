@@ -46,6 +46,12 @@ def prepare(words: Sequence[str]) -> int:
     """Write the manifest of a corpus (kaldi, librispeech, lhotse, ...), or a recipe's synthetic corpus."""
     from ctxasr_ray.corpora import manifest, synthetic
 
+    if words and words[0] in ("-h", "--help"):
+        print(
+            f"usage: ctxasr prepare KIND --source DIR [OPTIONS]\n       ctxasr prepare RECIPE [OPTIONS]\n\n"
+            f"Kinds: {', '.join(manifest.KINDS)}.\n`ctxasr prepare KIND --help` lists the options."
+        )
+        return 0
     if not words or words[0].startswith("-") or words[0] not in (*manifest.KINDS, *RECIPES):
         raise ValueError(
             f"expected a kind of corpus ({', '.join(manifest.KINDS)}: ctxasr prepare KIND --source DIR) or a recipe "

@@ -225,7 +225,8 @@ class _Layout:
         """The config with the experiment's catalogue where it takes one and names none."""
         if self._experiment.catalogue is None or getattr(config, "catalogue", "") is not None:
             return config
-        return replace(config, catalogue=self._experiment.catalogue)  # type: ignore[type-var]  # a frozen dataclass
+        named = {"catalogue": self._experiment.catalogue, "catalogue_format": self._experiment.catalogue_format}
+        return replace(config, **named)  # type: ignore[type-var]  # a frozen dataclass
 
     def _nbest_errors(self, hypotheses: Step) -> Step:
         counts = NbestErrorsConfig(normaliser=self._experiment.normaliser)

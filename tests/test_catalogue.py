@@ -60,7 +60,7 @@ def test_scores_and_spellings_come_along(tmp_path: Path) -> None:
     ("name", "format", "content", "says"),
     [
         ("a.txt", None, "good\nzimbrato\t2.5\n", "line 2: a TAB"),
-        ("a.txt", None, "zimbrato :2.5\n", "declare the format sherpa"),
+        ("a.txt", None, "zimbrato :2.5\n", "--catalogue-format sherpa"),
         ("a.tsv", None, "zimbrato\n", "1 column"),
         ("a.tsv", None, "good\t1\nzimbrato\tnan\n", "line 2: score 'nan' is not a finite number"),
         ("a.tsv", None, "zimbrato\tinf\n", "finite"),

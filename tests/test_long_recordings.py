@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray import schema
@@ -64,6 +64,7 @@ def random_windows(end, overlap_s, rng):
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32), num_words=st.integers(1, 60), overlap_s=st.floats(0.65, 3))
+@example(seed=7660529, num_words=11, overlap_s=0.78125)  # two short equal words in a row, one of them cut by a border
 def test_words_with_times_are_neither_lost_nor_doubled(seed, num_words, overlap_s):
     rng = random.Random(seed)
     said = spoken([rng.choice(FEW_WORDS) for _ in range(num_words)], rng)
@@ -72,8 +73,9 @@ def test_words_with_times_are_neither_lost_nor_doubled(seed, num_words, overlap_
 
 
 @settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 2**32), num_words=st.integers(1, 60), overlap_s=st.floats(0.65, 3))
+@given(seed=st.integers(0, 2**32), num_words=st.integers(1, 60), overlap_s=st.floats(0.85, 3))
 def test_windows_that_disagree_about_times_lose_and_double_no_word(seed, num_words, overlap_s):
+    # words of 0.6 s, told 0.12 s too late: one that only the left window heard whole ends its middle before half of 0.84 s
     rng = random.Random(seed)
     said = spoken([f"w{i}" for i in range(num_words)], rng)
     windows = [heard(said, *span, jitter=0.12, rng=rng) for span in random_windows(said[-1].end_s, overlap_s, rng)]

@@ -62,6 +62,22 @@ def test_transcripts_of_unknown_utterances_are_named() -> None:
     assert "'stranger'" in found.where
 
 
+def test_failed_utterances_are_named_once_with_their_reasons() -> None:
+    good = made_transcripts(IDS, ["a"] * 3)
+    columns = {
+        "error_type": pa.array(["audio", None, "model_limit"]),
+        "error": pa.array(["a.wav: does not exist", None, "c.wav: 200 s of audio"]),
+    }
+    bad = good
+    for name, column in columns.items():
+        bad = bad.set_column(bad.column_names.index(name), bad.schema.field(name), column)
+    (found,) = detectors.failed({"first_pass": bad, "lm_rescoring": bad, "other": good})
+    assert (found.severity, found.where) == ("warning", "first_pass, lm_rescoring")
+    assert found.got == "2 (1 audio, 1 model_limit)"
+    assert "utt-00000: a.wav: does not exist; utt-00002: c.wav: 200 s" in found.remedy
+    assert detectors.failed({"other": good}) == []
+
+
 # -- settings
 
 

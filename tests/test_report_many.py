@@ -67,9 +67,9 @@ def test_an_oracle_of_any_branch_is_a_bound_and_never_the_best_system() -> None:
         ("recall@64", True, True),
         ("distractor_false_alarms", False, False),
         ("real_time_factor", False, False),
-        ("nce", True, False),
-        ("ece", False, True),
-        ("harmful_edit_rate", False, True),
+        ("confidence_nce", True, False),
+        ("confidence_ece", False, True),
+        ("harmful_edits", False, True),
         ("oracle_gap_closed", True, True),
     ],
 )

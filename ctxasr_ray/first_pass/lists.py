@@ -12,7 +12,7 @@ def check_list_size(num_hypotheses: int, beam_size: int) -> None:
     if not 1 <= num_hypotheses <= beam_size:
         raise ValueError(
             f"num_hypotheses is {num_hypotheses}, beam_size {beam_size}; expected 1 to beam_size. "
-            "Raise beam_size: a beam cannot hold more hypotheses than rows."
+            "Raise beam_size or lower num_hypotheses: a beam cannot hold more hypotheses than rows."
         )
 
 

@@ -161,9 +161,15 @@ def _finite(path: str, line: int, value: Any) -> float | None:
 
 def _plain(path: str, line: int, text: str) -> Entry:
     if "\t" in text:
-        raise _refused(path, line, "a TAB in a list of plain phrases; declare the format scored, nemo or is21")
+        raise _refused(
+            path,
+            line,
+            "a TAB in a list of plain phrases; declare its format: --catalogue-format scored (or nemo, is21)",
+        )
     if _SHERPA_SCORE.fullmatch(text):
-        raise _refused(path, line, f"'{text}' ends like a score of sherpa; declare the format sherpa")
+        raise _refused(
+            path, line, f"'{text}' ends like a score of sherpa; declare its format: --catalogue-format sherpa"
+        )
     return Entry(line, text)
 
 

@@ -195,17 +195,18 @@ def _apart_by_time(
     near_right = [j for j, m in enumerate(right_middles) if m <= left.end_s + SAME_WORD_S]
     left_middles, right_middles = list(left_middles), list(right_middles)
     left_words, right_words = (_comparable(window.words, at) for window, at in ((left, near_left), (right, near_right)))
-    after = 0
-    for i, word in zip(near_left, left_words, strict=True):
-        same = [
-            at
-            for at in range(after, len(near_right))
-            if right_words[at] == word and abs(right_middles[near_right[at]] - left_middles[i]) <= SAME_WORD_S
-        ]
-        if same:
-            at = min(same, key=lambda at: abs(right_middles[near_right[at]] - left_middles[i]))
-            j, after = near_right[at], at + 1
-            left_middles[i] = right_middles[j] = (left_middles[i] + right_middles[j]) / 2
+    apart = sorted(
+        (abs(right_middles[j] - left_middles[i]), i, j)
+        for i, word in zip(near_left, left_words, strict=True)
+        for j, other in zip(near_right, right_words, strict=True)
+        if word == other and abs(right_middles[j] - left_middles[i]) <= SAME_WORD_S
+    )
+    pairs: list[tuple[int, int]] = []
+    for _, i, j in apart:  # the nearest first: of two equal words in a row each finds its own copy
+        if all((i - a) * (j - b) > 0 for a, b in pairs):
+            pairs.append((i, j))
+    for i, j in pairs:
+        left_middles[i] = right_middles[j] = (left_middles[i] + right_middles[j]) / 2
     return [i for i, m in enumerate(left_middles) if m >= half], [j for j, m in enumerate(right_middles) if m < half]
 
 

@@ -20,6 +20,7 @@ from ctxasr_ray import align
 
 HIGHER_IS_BETTER: Final = frozenset(
     {
+        "recall",
         "keyword_recall",
         "keyword_precision",
         "keyword_f1",

@@ -182,7 +182,8 @@ def _read_tsv(path: str | Path, is_reference: bool) -> Numbered:
                     raise ManifestError(path, f"got columns {cells}, expected utterance_id and one text", number)
                 continue
             names = ["utterance_id", "text"]
-        if len(cells) != len(names) and not (len(cells) == 1 and not is_reference):
+        is_empty = len(cells) == 1 and not is_reference and not any(c.isspace() for c in line.strip())
+        if len(cells) != len(names) and not is_empty:
             problem = f"got {len(cells)} columns, expected {len(names)} ({', '.join(names)}), with tabs between"
             raise ManifestError(path, problem, number)
         row = dict(zip(names, cells, strict=False))

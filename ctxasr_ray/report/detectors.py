@@ -4,6 +4,7 @@ Each detector is a plain function from tables to findings. `write_report` asks t
 they find, and shows it on the page; a notebook may ask them one by one.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -41,6 +42,33 @@ class Finding:
         return f"{self.what} ({self.where}): got {self.got}, expected {self.expected}. {self.remedy}"
 
 
+def failed(transcripts: Mapping[str, pa.Table]) -> list[Finding]:
+    """Utterances without a transcript, with the reason of the first few; once where several systems share them."""
+    systems: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
+    for system, table in transcripts.items():
+        bad = table.filter(table.column("error_type").is_valid()).select(["utterance_id", "error_type", "error"])
+        own = tuple((row["utterance_id"], row["error_type"], row["error"] or "") for row in bad.to_pylist())
+        if own:
+            systems.setdefault(own, []).append(system)
+    found = []
+    for rows, names in systems.items():
+        kinds = Counter(kind for _, kind, _ in rows)
+        reasons = [f"{utterance_id}: {error}" for utterance_id, _, error in rows[:_EXAMPLES]]
+        more = f"; and {len(rows) - _EXAMPLES} more" if len(rows) > _EXAMPLES else ""
+        found.append(
+            Finding(
+                severity="warning",
+                name="failed",
+                what="Utterances without a transcript, charged as all deleted",
+                where=", ".join(names) if len(names) <= _EXAMPLES else f"{len(names)} systems",
+                got=f"{len(rows)} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})",
+                expected="none",
+                remedy="Reasons: " + "; ".join(reasons) + more,
+            )
+        )
+    return found
+
+
 def find(
     *,
     records: Sequence[Record],
@@ -69,6 +97,7 @@ def find(
     found = [
         *emptied_references(utterances, normaliser),
         *left_out(utterances, transcripts),
+        *failed(transcripts),
         *sweep_without_effect(lines),
         *rare_better_overall_worse(lines),
         *never_matching(utterances, contexts, transcripts, hypotheses, normaliser),

@@ -195,9 +195,9 @@ class Store(CorpusFiles):
     def _located(self, step: Step, shard: Shard) -> str:
         key = self.locate(step, shard)
         if key is None:
-            remedy = "run the evaluation first"
+            remedy = "run the evaluation first, and give this command the same options"
             if self.base(step, shard) is None:
-                remedy += "; where a fit is among its ancestors, call `resolve` with all shards of the run"
+                remedy += " (in Python: call `resolve` with all shards of the run, where a fit is among its ancestors)"
             raise StoreError(f"step '{step.name}', shard {shard.name}: not committed in {self.root}; {remedy}.")
         return key
 
@@ -222,8 +222,8 @@ class Store(CorpusFiles):
         key = self.gathered.get(self.stage_hash(step))
         if key is None:
             raise StoreError(
-                f"step '{step.name}': no artefact for these shards in {self.root}; run the evaluation first, "
-                "or call `resolve` with all shards of the run."
+                f"step '{step.name}': no artefact for these shards in {self.root}; run the evaluation first, and give "
+                "this command the same options (in Python: call `resolve` with all shards of the run)."
             )
         return key
 
