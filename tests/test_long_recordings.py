@@ -75,7 +75,7 @@ def test_words_with_times_are_neither_lost_nor_doubled(seed, num_words, overlap_
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32), num_words=st.integers(1, 60), overlap_s=st.floats(0.85, 3))
 def test_windows_that_disagree_about_times_lose_and_double_no_word(seed, num_words, overlap_s):
-    # words of 0.6 s, told 0.12 s too late: one that only the left window heard whole ends its middle before half of 0.84 s
+    # 0.6 s long and told 0.12 s too late, a word that only the left window heard whole has its middle before 0.42 s
     rng = random.Random(seed)
     said = spoken([f"w{i}" for i in range(num_words)], rng)
     windows = [heard(said, *span, jitter=0.12, rng=rng) for span in random_windows(said[-1].end_s, overlap_s, rng)]
