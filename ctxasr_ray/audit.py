@@ -17,7 +17,7 @@ from ctxasr_ray import layout
 from ctxasr_ray.execution.inline import run_inline
 from ctxasr_ray.execution.stage_calls import build, call, read_inputs, some_rows
 from ctxasr_ray.experiment import Experiment
-from ctxasr_ray.report.detectors import Finding
+from ctxasr_ray.report.findings import Finding
 from ctxasr_ray.stage import GATHERED, Costs, Step
 from ctxasr_ray.storage.store import Shard, Store
 

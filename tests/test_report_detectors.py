@@ -10,7 +10,7 @@ import pytest
 from made_run import made_run, made_transcripts, made_utterances, result, results_table
 
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, SourceScores, hypotheses_table, scores_table
-from ctxasr_ray.report import detectors, tables
+from ctxasr_ray.report import detectors, findings, tables
 from ctxasr_ray.report.page import write_report
 from ctxasr_ray.schema import CONTEXT, UTTERANCES
 
@@ -71,11 +71,11 @@ def test_failed_utterances_are_named_once_with_their_reasons() -> None:
     bad = good
     for name, column in columns.items():
         bad = bad.set_column(bad.column_names.index(name), bad.schema.field(name), column)
-    (found,) = detectors.failed({"first_pass": bad, "lm_rescoring": bad, "other": good})
+    (found,) = findings.failed({"first_pass": bad, "lm_rescoring": bad, "other": good})
     assert (found.severity, found.where) == ("warning", "first_pass, lm_rescoring")
     assert found.got == "2 (1 audio, 1 model_limit)"
     assert "utt-00000: a.wav: does not exist; utt-00002: c.wav: 200 s" in found.remedy
-    assert detectors.failed({"other": good}) == []
+    assert findings.failed({"other": good}) == []
 
 
 # -- settings
@@ -153,7 +153,7 @@ def test_one_changed_transcript_or_an_empty_list_is_no_finding() -> None:
     assert not list(detectors.list_without_effect("boost", context([[], None, []]), same, "first_pass", same))
 
 
-def never(phrases: list[str], spoken: list[str], said: str, listed: str) -> list[detectors.Finding]:
+def never(phrases: list[str], spoken: list[str], said: str, listed: str) -> list[findings.Finding]:
     lists = hypotheses_table([NBest(utterance_id=IDS[0], hypotheses=[Hypothesis(text=listed)])])
     corpus = utterances(["call"], [spoken])
     systems = {"first_pass": made_transcripts(IDS[:1], [said])}
@@ -212,7 +212,7 @@ def test_different_scores_missing_scores_and_constants_are_no_finding() -> None:
 def test_findings_stand_on_the_page_in_json_and_on_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = made_run(12)
     short = {**run.transcripts, "lm_rescoring": run.transcripts["lm_rescoring"].slice(0, 9)}
-    extra = detectors.Finding(
+    extra = findings.Finding(
         severity="note", name="audit", what="<b>said</b>", where="x", got="y", expected="z", remedy="."
     )
     with caplog.at_level(logging.WARNING, logger="ctxasr_ray"):

@@ -4,69 +4,21 @@ Each detector is a plain function from tables to findings. `write_report` asks t
 they find, and shows it on the page; a notebook may ask them one by one.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import text
 from ctxasr_ray.nbest import flatten, score_matrix
+from ctxasr_ray.report.findings import EXAMPLES, Finding, failed
 from ctxasr_ray.report.overview import by_number, by_setting
 from ctxasr_ray.report.tables import Line, Record, interval, number
 from ctxasr_ray.schema import ContractError
 
-_EXAMPLES: Final = 3
 _SAME: Final = 1e-9
 """Relative difference below which two sources count as one."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One thing that somebody should look at before believing the numbers."""
-
-    severity: Literal["error", "warning", "note"]
-    """error: a number is wrong or charged; warning: it may mean something else; note: worth knowing."""
-    name: str
-    """Which detector speaks, for example `list_without_effect`."""
-    what: str
-    where: str
-    """Corpus, split, system, setting or utterances."""
-    got: str
-    expected: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what} ({self.where}): got {self.got}, expected {self.expected}. {self.remedy}"
-
-
-def failed(transcripts: Mapping[str, pa.Table]) -> list[Finding]:
-    """Utterances without a transcript, with the reason of the first few; once where several systems share them."""
-    systems: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
-    for system, table in transcripts.items():
-        bad = table.filter(table.column("error_type").is_valid()).select(["utterance_id", "error_type", "error"])
-        own = tuple((row["utterance_id"], row["error_type"], row["error"] or "") for row in bad.to_pylist())
-        if own:
-            systems.setdefault(own, []).append(system)
-    found = []
-    for rows, names in systems.items():
-        kinds = Counter(kind for _, kind, _ in rows)
-        reasons = [f"{utterance_id}: {error}" for utterance_id, _, error in rows[:_EXAMPLES]]
-        more = f"; and {len(rows) - _EXAMPLES} more" if len(rows) > _EXAMPLES else ""
-        found.append(
-            Finding(
-                severity="warning",
-                name="failed",
-                what="Utterances without a transcript, charged as all deleted",
-                where=", ".join(names) if len(names) <= _EXAMPLES else f"{len(names)} systems",
-                got=f"{len(rows)} ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})",
-                expected="none",
-                remedy="Reasons: " + "; ".join(reasons) + more,
-            )
-        )
-    return found
 
 
 def find(
@@ -113,8 +65,8 @@ def find(
 
 
 def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _EXAMPLES:,} more" if len(names) > _EXAMPLES else ""
-    return ", ".join(f"'{name}'" for name in names[:_EXAMPLES]) + rest
+    rest = f" and {len(names) - EXAMPLES:,} more" if len(names) > EXAMPLES else ""
+    return ", ".join(f"'{name}'" for name in names[:EXAMPLES]) + rest
 
 
 # -- references and rows

@@ -24,8 +24,9 @@ from ctxasr_ray.report import fits as fitted
 from ctxasr_ray.report.changes import Changes, most_changed
 from ctxasr_ray.report.comparison import compare
 from ctxasr_ray.report.costs import StepCost, by_step
-from ctxasr_ray.report.detectors import Finding, find
+from ctxasr_ray.report.detectors import find
 from ctxasr_ray.report.drawing import Chart
+from ctxasr_ray.report.findings import Finding
 from ctxasr_ray.report.landscapes import Tuned, weight_landscapes
 from ctxasr_ray.report.markdown import results_markdown
 from ctxasr_ray.report.overview import condition_tables, overview
