@@ -43,7 +43,7 @@ class Server:
     def submit(self, *words: str, token: Path | None = None) -> "subprocess.CompletedProcess[str]":
         environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": str(token or self.token), "PATH": PATH}
         command = [str(BIN / "ctxasr"), "submit", "--address", self.address, *words]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="module")

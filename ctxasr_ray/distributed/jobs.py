@@ -17,7 +17,7 @@ from ctxasr_ray.execution.stage_calls import RunError
 ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
 """States that a job does not leave."""
 _TOKENS: Final = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-AGENT_S: Final = 60.0
+AGENT_S: Final = 240.0
 """How long the agents of a young cluster may take to come up."""
 _POLL_S: Final = 1.0
 _EXCLUDED: Final = [
@@ -55,12 +55,12 @@ class JobServer:
     def __init__(self, address: str) -> None:
         if any(os.environ.get(name) for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").is_file():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
-        logging.getLogger("ray").setLevel(logging.ERROR)  # an INFO line per ignored file of the upload
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
         try:
             self._client = JobSubmissionClient(address)
+            logging.getLogger("ray").setLevel(logging.ERROR)  # an INFO line per ignored file of an upload
         except AuthenticationError as error:
             raise ConnectionError(
                 f"the Ray job server at {address} asks for another token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, "
