@@ -23,6 +23,8 @@ from ctxasr_ray.submit_command import submit
 from ctxasr_ray.sweep_command import sweep_recipe
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from ctxasr_ray.storage.store import Shard, Store
 
 WIDE: Final = 120
@@ -163,7 +165,7 @@ def evaluate(options: Evaluate) -> int:
             address=options.address,
         )
     results = pipeline.results(options.experiment, store, shards)
-    page = _write_report(options, store, shards)
+    page = _write_report(options, store, shards, results)
     if options.json:
         for record in results_records(results):
             print(json.dumps(record, ensure_ascii=False))
@@ -203,18 +205,20 @@ def _status(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     """Write the report of a finished run again."""
+    from ctxasr_ray import pipeline
+
     options = parse_evaluate("report", words)
     store, shards = open_run(options.experiment, options.root, options.manifest)
-    print(_write_report(options, store, shards))
+    print(_write_report(options, store, shards, pipeline.results(options.experiment, store, shards)))
     return 0
 
 
-def _write_report(options: Evaluate, store: "Store", shards: "list[Shard]") -> Path:
+def _write_report(options: Evaluate, store: "Store", shards: "list[Shard]", results: "pa.Table") -> Path:
     from ctxasr_ray import pipeline
 
     assert options.report is not None, "set by parse_evaluate"
     title = f"Run {options.root.rstrip('/').rpartition('/')[2]}"
-    return pipeline.report(options.experiment, store, shards, options.report, title)
+    return pipeline.report(options.experiment, store, shards, results, options.report, title)
 
 
 def _audit(words: list[str]) -> int:

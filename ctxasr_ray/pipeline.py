@@ -85,8 +85,10 @@ def results(experiment: Experiment, store: Store, shards: Sequence[Shard]) -> pa
     return pa.concat_tables([table, real_time_factors(table, costs)])
 
 
-def report(experiment: Experiment, store: Store, shards: Sequence[Shard], directory: Path, title: str) -> Path:
-    """Writes the report folder of a finished run and returns the path of its page."""
+def report(
+    experiment: Experiment, store: Store, shards: Sequence[Shard], results: pa.Table, directory: Path, title: str
+) -> Path:
+    """Writes the report folder of a finished run, whose `results` are given, and returns the path of its page."""
     from ctxasr_ray.report.landscapes import read_tuned
     from ctxasr_ray.report.page import write_report
 
@@ -95,7 +97,7 @@ def report(experiment: Experiment, store: Store, shards: Sequence[Shard], direct
     return write_report(
         directory,
         title=title,
-        results=results(experiment, store, shards),
+        results=results,
         utterances=utterances,
         transcripts={s: join_windows(utterances, store.gather(step, shards)) for s, step in laid.transcripts.items()},
         hypotheses=store.gather(laid.lists["first_pass"], shards),

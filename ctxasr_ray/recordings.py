@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import audio
+from ctxasr_ray.stage import Costs
 
 CUT_OR_RAISE: Final = "cut it into windows (`ctxasr prepare --segment`), or raise max_audio_s where the memory allows."
 """Remedy for audio that only a config's limit refuses."""
@@ -44,44 +45,49 @@ class Heard:
         row: Row of the UTTERANCES table.
         samples: (num_samples,) float32 mono, or None.
         error: (error_type, message) where there are no samples.
-        seconds: Spent on decoding.
     """
 
     row: int
     samples: npt.NDArray[np.float32] | None
     error: tuple[str, str] | None
-    seconds: float
 
 
-def heard_ahead(utterances: pa.Table, limits: Limits, num_ahead: int) -> Iterator[Heard]:
+def heard_ahead(utterances: pa.Table, limits: Limits, num_ahead: int, costs: Costs) -> Iterator[Heard]:
     """Rows in order, each decoded in a second thread while the caller works on those before.
 
     Args:
         utterances: With the columns of `COLUMNS`.
         limits: Of the model.
         num_ahead: Rows that may wait decoded.
+        costs: Gets the seconds of decoding, as `decode`, of every row that is handed on.
 
     Raises:
         OSError: a fault of the disk or network; faults of the audio itself are `Heard.error`.
     """
-    ahead: deque[Future[Heard]] = deque()
+    ahead: deque[Future[tuple[Heard, float]]] = deque()
+
+    def next_one() -> Heard:
+        heard, seconds = ahead.popleft().result()
+        costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + seconds
+        return heard
+
     rows = utterances.select(list(COLUMNS)).to_pylist()
     with ThreadPoolExecutor(1, thread_name_prefix="audio") as pool:
         for index, row in enumerate(rows):
             ahead.append(pool.submit(_hear, index, row, limits))
             if len(ahead) > num_ahead:
-                yield ahead.popleft().result()
+                yield next_one()
         while ahead:
-            yield ahead.popleft().result()
+            yield next_one()
 
 
-def _hear(index: int, row: dict[str, object], limits: Limits) -> Heard:
+def _hear(index: int, row: dict[str, object], limits: Limits) -> tuple[Heard, float]:
     start = time.perf_counter()
     try:
         samples, error = _samples(limits=limits, **row)  # type: ignore[arg-type]  # columns of a checked table
     except audio.AudioError as fault:
         samples, error = None, ("audio", str(fault))
-    return Heard(index, samples, error, time.perf_counter() - start)
+    return Heard(index, samples, error), time.perf_counter() - start
 
 
 def _samples(

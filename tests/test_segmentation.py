@@ -17,6 +17,7 @@ from ctxasr_ray.corpora import voice_activity
 from ctxasr_ray.corpora.manifest import read_corpus
 from ctxasr_ray.corpora.segmentation import PROBLEM, WindowConfig, fixed_windows, segment, speech_windows
 from ctxasr_ray.recordings import CUT_OR_RAISE, Limits, heard_ahead
+from ctxasr_ray.stage import Costs
 from ctxasr_ray.storage.shards import cut
 
 RATE = 16000
@@ -304,7 +305,7 @@ def test_a_window_longer_than_the_recording_leaves_it_whole(tmp_path):
 def test_audio_that_is_longer_than_the_model_hears_names_the_command_that_cuts_it(tmp_path):
     write(tmp_path / "a.wav", turns())
     limits = Limits(sample_rate_hz=RATE, min_samples=1, max_s=10.0, remedy=CUT_OR_RAISE)
-    (row,) = heard_ahead(corpus(tmp_path, {"audio_filepath": "a.wav"}), limits, 1)
+    (row,) = heard_ahead(corpus(tmp_path, {"audio_filepath": "a.wav"}), limits, 1, Costs())
     assert row.error is not None
     assert row.error[0] == "model_limit"
     assert "20.00 s of audio, the limit is 10 s; cut it into windows (`ctxasr prepare --segment`)" in row.error[1]

@@ -152,8 +152,7 @@ class AttentionFirstPass:
         languages = utterances.column("language").to_pylist()
         nbests = [NBest(utterance_id=utterance_id) for utterance_id in ids]
         batch: list[tuple[Heard, Int32]] = []
-        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2 * self._batch_size):
-            costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2 * self._batch_size, costs):
             prompt, error = None, heard.error
             if error is None:
                 prompt, error = self._model.tokens.prompt_of(languages[heard.row], self._config.language)

@@ -84,8 +84,7 @@ class CtcFirstPass:
         num_threads = max(1, int(self._config.resources.num_cpus))
         limits, size = self._model.limits(self._config.max_audio_s), self._config.batch_size
         with ThreadPoolExecutor(num_threads, thread_name_prefix="ctc-search") as pool:
-            for heard in heard_ahead(utterances, limits, 2 * size):
-                costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+            for heard in heard_ahead(utterances, limits, 2 * size, costs):
                 if heard.samples is None:
                     done[heard.row] = failed(ids[heard.row], heard.error)
                     continue

@@ -168,8 +168,7 @@ class CtcFusedFirstPass:
         batch: list[Heard] = []
         size = self._config.utterances_in_lockstep
         limits = self._model.limits(self._config.first_pass.max_audio_s)
-        for heard in heard_ahead(utterances, limits, 2 * size):
-            costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+        for heard in heard_ahead(utterances, limits, 2 * size, costs):
             if heard.samples is None:
                 done[heard.row] = failed(ids[heard.row], heard.error)
                 continue

@@ -93,7 +93,7 @@ class GateTemperature:
             raise ValueError(f"gate_temperature: rows of the splits {sorted(others)}; expected {config.splits} only.")
         references, languages = (utterances.column(name).to_pylist() for name in ("reference", "language"))
         confidence_G, num_right, num_tokens = np.zeros(len(TEMPERATURES)), 0, 0
-        for heard in heard_ahead(utterances, model.limits(config.first_pass.max_audio_s), 2):
+        for heard in heard_ahead(utterances, model.limits(config.first_pass.max_audio_s), 2, costs):
             text = references[heard.row]
             prompt, _ = model.tokens.prompt_of(languages[heard.row], config.first_pass.language)
             tokens = model.tokens.encode([text or ""])[0]

@@ -67,8 +67,7 @@ class AttentionScorer:
         bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
         languages = utterances.column("language").to_pylist()
         rows, errors = [], []
-        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2):
-            costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2, costs):
             texts = flat.texts[slice(*bounds[heard.row])]
             scores, error = self._scores(heard.samples, languages[heard.row], texts, costs), heard.error
             if error is not None:

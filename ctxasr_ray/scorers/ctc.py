@@ -79,8 +79,7 @@ class CtcScorer:
         errors: list[tuple[str, str] | None] = [None] * len(rows)
         batch: list[Heard] = []
         limits, size = self._model.limits(self._config.max_audio_s), self._config.batch_size
-        for heard in heard_ahead(utterances, limits, 2 * size):
-            costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+        for heard in heard_ahead(utterances, limits, 2 * size, costs):
             if heard.error is not None:
                 errors[heard.row] = heard.error
                 rows[heard.row] = self._unscored(texts[heard.row], ": ".join(heard.error))

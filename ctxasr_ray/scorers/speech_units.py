@@ -87,8 +87,7 @@ class SpeechUnitsStage:
         (utterances,) = tables
         ids = utterances.column("utterance_id").to_pylist()
         rows = []
-        for heard in heard_ahead(utterances, self._encoder.limits(self._config.max_audio_s), 2):
-            costs.seconds["decode"] = costs.seconds.get("decode", 0.0) + heard.seconds
+        for heard in heard_ahead(utterances, self._encoder.limits(self._config.max_audio_s), 2, costs):
             rows.append({"utterance_id": ids[heard.row], **self._row(heard.samples, heard.error, costs)})
         return conform(pa.Table.from_pylist(rows, schema=UNITS), "units")
 
