@@ -5,19 +5,20 @@ Every N-best list has a row for its best hypothesis and one for its oracle; ever
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.experiment import Branch, CorpusConfig, Experiment, Rescoring
 from ctxasr_ray.fusion.confidence import ConfidenceConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
+from ctxasr_ray.fusion.objective import parse_objective
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.calibration_summary import CalibrationConfig
 from ctxasr_ray.metrics.edits import EditCountsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.keywords import KeywordCountsConfig
-from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
+from ctxasr_ray.metrics.nbest_errors import KEYWORDS, NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.summary import SummaryConfig
 from ctxasr_ray.stage import StageConfig, Step
@@ -58,6 +59,8 @@ class Line:
 
 
 Config = TypeVar("Config", bound=StageConfig)
+Classes: TypeAlias = tuple[tuple[str, str], ...]
+"""(unit, word class) pairs that are counted in a list."""
 _SERVING: Final = ("context", "hypotheses", "scores", "transcripts")
 """Tables that are made again for every new recording; weights and errors are not."""
 
@@ -129,10 +132,11 @@ class _Layout:
         confidence = self._confidence(system, hypotheses)
         self._add_system(system, (hypotheses,), None, confidence)
         of = "" if system == "first_pass" else f"/{system.removeprefix('first_pass/')}"
-        counts = self._nbest_errors(hypotheses)
+        classes = _classes(branch)
+        counts = self._nbest_errors(hypotheses, classes)
         self.errors.append((f"oracle{of}", self._step(f"errors_oracle{of}", OracleConfig(), (counts,))))
         for name, rescoring in branch.rescorings.items():
-            self._add_rescoring(name, rescoring, hypotheses, confidence)
+            self._add_rescoring(name, rescoring, hypotheses, confidence, classes)
             if rescoring.num_hypotheses is None:
                 self.gaps[name] = (system, f"oracle{of}")
 
@@ -145,7 +149,9 @@ class _Layout:
         fit = ConfidenceConfig(normaliser=self._normaliser)
         return (self._step(f"confidence_{system}", fit, (self._corpus, said)),)
 
-    def _add_rescoring(self, system: str, rescoring: Rescoring, hypotheses: Step, confidence: tuple[Step, ...]) -> None:
+    def _add_rescoring(
+        self, system: str, rescoring: Rescoring, hypotheses: Step, confidence: tuple[Step, ...], classes: Classes
+    ) -> None:
         if rescoring.num_hypotheses is not None:
             top = TopConfig(num_hypotheses=rescoring.num_hypotheses)
             hypotheses = self._step(f"{hypotheses.name}_top_{rescoring.num_hypotheses}", top, (hypotheses,))
@@ -155,7 +161,7 @@ class _Layout:
         inputs = (hypotheses, *scores)
         if rescoring.fixed_weights is None:
             weights = replace(rescoring.weights, normaliser=self._normaliser, fit_name=system)
-            parents = (*inputs, self._nbest_errors(hypotheses), self._corpus)
+            parents = (*inputs, self._nbest_errors(hypotheses, classes), self._corpus)
             self.fits[system] = self._step(f"weights_{system}", weights, parents)
             inputs = (*inputs, self.fits[system])
         self._add_system(system, inputs, rescoring.fixed_weights, confidence)
@@ -179,18 +185,19 @@ class _Layout:
         self.transcripts[system] = said
         counts = ErrorCountsConfig(normaliser=normaliser)
         keywords = self._with_catalogue(KeywordCountsConfig(normaliser=normaliser))
-        known = () if self._knows_nothing() else (self._context(None),)
         steps = [
             self._step(f"errors_{system}", counts, (corpus, said)),
-            self._step(f"keywords_{system}", keywords, (corpus, said, *known)),
+            self._step(f"keywords_{system}", keywords, (corpus, said, *self._known())),
         ]
         if system != "first_pass":
             edits = EditCountsConfig(normaliser=normaliser)
             steps.append(self._step(f"edits_{system}", edits, (corpus, self.transcripts["first_pass"], said)))
         self.errors += [(system, step) for step in steps]
 
-    def _knows_nothing(self) -> bool:
-        return self._experiment.catalogue is None and self._experiment.context is None
+    def _known(self) -> tuple[Step, ...]:
+        """The phrases that keywords are counted against besides the true ones: the experiment's, where it has any."""
+        knows_nothing = self._experiment.catalogue is None and self._experiment.context is None
+        return () if knows_nothing else (self._context(None),)
 
     def _fed(
         self,
@@ -228,9 +235,10 @@ class _Layout:
         named = {"catalogue": self._experiment.catalogue, "catalogue_format": self._experiment.catalogue_format}
         return replace(config, **named)  # type: ignore[type-var]  # a frozen dataclass
 
-    def _nbest_errors(self, hypotheses: Step) -> Step:
-        counts = NbestErrorsConfig(normaliser=self._experiment.normaliser)
-        return self._step(f"nbest_errors{_of(hypotheses)}", counts, (hypotheses, self._corpus))
+    def _nbest_errors(self, hypotheses: Step, classes: Classes) -> Step:
+        counts = self._with_catalogue(NbestErrorsConfig(classes=classes, normaliser=self._normaliser))
+        known = self._known() if KEYWORDS in classes else ()
+        return self._step(f"nbest_errors{_of(hypotheses)}", counts, (hypotheses, self._corpus, *known))
 
     def _step(self, name: str, config: StageConfig, inputs: tuple[Step, ...]) -> Step:
         for step in self.steps:
@@ -244,3 +252,10 @@ class _Layout:
 
 def _of(hypotheses: Step) -> str:
     return "" if hypotheses.name == "first_pass" else f"_of_{hypotheses.name}"
+
+
+def _classes(branch: Branch) -> Classes:
+    """What is counted in a list: all words and characters, and what the fits over it minimise."""
+    fitted = [rescoring.weights for rescoring in branch.rescorings.values() if rescoring.fixed_weights is None]
+    terms = [term for weights in fitted for term in parse_objective(weights.objective, weights.normaliser)]
+    return tuple(dict.fromkeys([("word", "all"), ("character", "all"), *((t.unit, t.word_class) for t in terms)]))

@@ -106,12 +106,12 @@ SCORES: Final = pa.schema([_ID, _required("sources", pa.list_(SCORE_SOURCE)), *_
 
 HYPOTHESIS_ERRORS: Final = pa.struct(
     [
-        _required("unit", pa.string()),  # word or character
+        _required("unit", pa.string()),  # word, character, or phrase for keywords
         _required("normaliser", pa.string()),
         _required("word_class", pa.string()),  # all, biased, unbiased, rare, keyword
         pa.field("reference_length", pa.int32()),  # null: no reference, no errors
         pa.field("alignment", pa.string()),  # costs of the alignment: unit or nist; null where none was made
-        pa.field("errors", pa.list_(pa.int32())),  # one per hypothesis
+        pa.field("errors", pa.list_(pa.int32())),  # one per hypothesis; null for keywords
         pa.field("substitutions", pa.list_(pa.int32())),  # null where only the total was counted
         pa.field("num_units", pa.list_(pa.int32())),  # length of each hypothesis in units, for the length bonus
         pa.field("true_positives", pa.list_(pa.int32())),  # keywords only

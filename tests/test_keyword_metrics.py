@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.catalogue import catalogue, load
 from ctxasr_ray.keywords.context import ContextConfig
-from ctxasr_ray.metrics.keywords import KeywordCounter, KeywordCountsConfig, PhraseTrie, find_phrases, phrase_table
+from ctxasr_ray.metrics.keywords import KeywordCounter, KeywordCountsConfig, phrase_table
+from ctxasr_ray.metrics.phrase_trie import PhraseTrie, find_phrases
 from ctxasr_ray.metrics.summary import SummaryConfig
 from ctxasr_ray.schema import TRANSCRIPTS, UTTERANCES, ContractError, conform
 from ctxasr_ray.stage import Costs

@@ -66,6 +66,9 @@ STAGES = {
     "speech_units": Case(lambda w: SpeechUnitsConfig(encoder=w["ctc"], quantiser=w["quantiser"]), ("utterances",)),
     "speech_lm": Case(lambda w: SpeechLmConfig(model=w["speech_lm"]), ("hypotheses", "units"), 1e-4),
     "nbest_errors": Case(lambda w: NbestErrorsConfig(), ("hypotheses", "utterances")),
+    "nbest_errors/keywords": Case(
+        lambda w: NbestErrorsConfig(classes=(("phrase", "keyword"), ("word", "biased"))), ("hypotheses", "utterances")
+    ),
     "log_linear/first_pass": Case(lambda w: LogLinearConfig(), ("hypotheses",)),
     "log_linear": Case(
         lambda w: LogLinearConfig(weights={"ctc": 1.0, "causal_lm": 0.5, "length_bonus": 0.1}), ("hypotheses", "scores")
@@ -103,6 +106,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
                 "audio_uri": str(folder / f"{id_}.wav"),
                 "start_s": 0.0,
                 "reference": reference,
+                "keywords": None if id_ == "silent" else ["Anna", "stop it"],
             }
             for id_, reference in zip(ids, references, strict=True)
         ]

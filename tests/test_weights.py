@@ -24,7 +24,7 @@ from ctxasr_ray.schema import FITS, NBEST_ERRORS, UTTERANCES, ContractError, con
 from ctxasr_ray.stage import Costs
 
 WER = "wer|word|basic|all"
-F1 = "f1_loss|word|basic|keyword"
+F1 = "f1_loss|phrase|basic|keyword"
 Floats = npt.NDArray[np.float64]
 
 
@@ -307,7 +307,7 @@ def dev_tables(seed: int = 0, utterances: int = 60) -> tuple[pa.Table, pa.Table,
                 "utterance_id": f"u{u}",
                 "counts": [
                     {
-                        "unit": "word",
+                        "unit": unit,
                         "normaliser": "basic",
                         "word_class": word_class,
                         "reference_length": 5 if known else None,
@@ -317,7 +317,7 @@ def dev_tables(seed: int = 0, utterances: int = 60) -> tuple[pa.Table, pa.Table,
                         "false_positives": matches[1].tolist() if known and word_class == "keyword" else None,
                         "false_negatives": matches[2].tolist() if known and word_class == "keyword" else None,
                     }
-                    for word_class in ("all", "keyword")
+                    for unit, word_class in (("word", "all"), ("phrase", "keyword"))
                 ],
             }
         )
@@ -451,7 +451,7 @@ def test_short_names_of_objectives_are_written_out() -> None:
     terms = parse_objective("0.5*wer + keyword_f1_loss + 2*cer|character|mandarin|all", "basic")
     assert [str(term) for term in terms] == [
         "0.5*wer|word|basic|all",
-        "f1_loss|word|basic|keyword",
+        "f1_loss|phrase|basic|keyword",
         "2.0*cer|character|mandarin|all",
     ]
     assert parse_objective(" + ".join(map(str, terms))) == terms

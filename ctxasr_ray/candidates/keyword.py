@@ -23,7 +23,7 @@ from ctxasr_ray import text
 from ctxasr_ray.keywords.catalogue import Catalogue, load
 from ctxasr_ray.keywords.context import COLUMNS, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
-from ctxasr_ray.metrics.keywords import PhraseTrie, find_phrases
+from ctxasr_ray.metrics.phrase_trie import PhraseTrie, find_phrases
 from ctxasr_ray.schema import HYPOTHESES, conform
 from ctxasr_ray.stage import Costs, Resources, light
 

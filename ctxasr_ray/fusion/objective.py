@@ -20,7 +20,7 @@ from ctxasr_ray.schema import ContractError
 UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "wer": ("word",),
     "cer": ("character",),
-    "f1_loss": ("word", "character"),
+    "f1_loss": ("phrase",),
 }
 """Metric -> the units it counts in. f1_loss is 1 - F1."""
 SHORT_NAMES: Final[Mapping[str, tuple[str, str, str]]] = {
@@ -29,7 +29,7 @@ SHORT_NAMES: Final[Mapping[str, tuple[str, str, str]]] = {
     "biased_wer": ("wer", "word", "biased"),
     "unbiased_wer": ("wer", "word", "unbiased"),
     "rare_wer": ("wer", "word", "rare"),
-    "keyword_f1_loss": ("f1_loss", "word", "keyword"),
+    "keyword_f1_loss": ("f1_loss", "phrase", "keyword"),
 }
 """Name -> metric, unit and word class."""
 _TERM: Final = re.compile(r"(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*)?([\w.|-]+)")

@@ -14,9 +14,9 @@ alone decide; without listed phrases (null) an utterance is not counted.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,58 +26,8 @@ from ctxasr_ray.keywords.catalogue import Catalogue, load
 from ctxasr_ray.keywords.context import COLUMNS, RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import MetricCounts, errors_table, same_rows
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS, join_windows
+from ctxasr_ray.metrics.phrase_trie import Phrase, PhraseTrie, find_phrases
 from ctxasr_ray.stage import Costs, Resources, Stage, light, runtime_field
-
-_END: Final = ""  # no word is empty, so the key of a node's own phrase can be
-Phrase = tuple[str, ...]
-
-
-class PhraseTrie:
-    """Phrases by their words; a walk over a text costs one look-up per word and no more than the longest phrase."""
-
-    def __init__(self, phrases: Iterable[Phrase] = ()) -> None:
-        self._root: dict[str, Any] = {}
-        for phrase in phrases:
-            self.add(phrase)
-
-    def add(self, phrase: Phrase) -> None:
-        """Adds a phrase of at least one word; a phrase that is there already stays."""
-        node = self._root
-        for word in phrase:
-            node = node.setdefault(word, {})
-        node[_END] = phrase
-
-    def longest(self, words: Sequence[str], start: int, is_allowed: Callable[[Phrase], bool] | None = None) -> int:
-        """Words of the longest allowed phrase that begins at a position; 0 for none."""
-        node, longest = self._root, 0
-        for at in range(start, len(words)):
-            child = node.get(words[at])
-            if child is None:
-                break
-            node = child
-            if _END in node and (is_allowed is None or is_allowed(node[_END])):
-                longest = at + 1 - start
-        return longest
-
-
-def find_phrases(
-    words: Sequence[str], tries: Sequence[PhraseTrie], is_allowed: Callable[[Phrase], bool] | None = None
-) -> Counter[Phrase]:
-    """Leftmost-longest, non-overlapping matches of phrases in a text, counted.
-
-    Args:
-        words: Normalised.
-        tries: Together they hold the catalogue; the first one is asked with `is_allowed`.
-        is_allowed: Which phrases of the first one count; None: all.
-    """
-    found: Counter[Phrase] = Counter()
-    at = 0
-    while at < len(words):
-        length = max(trie.longest(words, at, None if i else is_allowed) for i, trie in enumerate(tries))
-        if length:
-            found[tuple(words[at : at + length])] += 1
-        at += length or 1
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,12 +90,21 @@ class KeywordCounter:
             context: Phrases of the utterance's own list, raw.
             num_shared: So many phrases of the global catalogue take part, in its order; None: all.
         """
+        return self.count_list([hypothesis], reference, keywords, context, num_shared)[0]
+
+    def count_list(
+        self,
+        hypotheses: Sequence[str],
+        reference: str | None,
+        keywords: Sequence[str],
+        context: Sequence[str] = (),
+        num_shared: int | None = None,
+    ) -> list[PhraseCounts]:
+        """Matches of every hypothesis of one utterance, as `count` gives them; what was said is looked up once."""
         listed = Counter(phrase for raw in keywords if (phrase := self.phrase(raw)))
-        written_words, said_words = (
-            text.words(hypothesis, self._normaliser),
-            ([] if reference is None else text.words(reference, self._normaliser)),
-        )
-        present = {*written_words, *said_words}
+        written_words = [text.words(hypothesis, self._normaliser) for hypothesis in hypotheses]
+        said_words = [] if reference is None else text.words(reference, self._normaliser)
+        present = {*said_words, *(word for words in written_words for word in words)}
         own = PhraseTrie(listed)
         for raw in context:
             phrase = self.phrase(raw)
@@ -161,7 +120,10 @@ class KeywordCounter:
                 if phrase in said or not _holds(said_words, phrase)
             }
         )
-        return PhraseCounts(truth=truth, written=find_phrases(written_words, tries, is_allowed), said=said)
+        return [
+            PhraseCounts(truth=truth, written=find_phrases(words, tries, is_allowed), said=said)
+            for words in written_words
+        ]
 
 
 def _holds(words: Sequence[str], phrase: Phrase) -> bool:

@@ -1,4 +1,4 @@
-"""HYPOTHESES, UTTERANCES -> NBEST_ERRORS: every hypothesis against the reference, once.
+"""HYPOTHESES, UTTERANCES, CONTEXT -> NBEST_ERRORS: every hypothesis against the reference, once.
 
 Oracle, weight search, minimum-WER training and harmful edits all read this table; nobody aligns a list again.
 Shape letters: U utterances, H hypotheses of all of them.
@@ -13,19 +13,25 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import align, text
+from ctxasr_ray.keywords.context import COLUMNS
 from ctxasr_ray.metrics.counts import METRIC_NAMES, same_rows
 from ctxasr_ray.metrics.joined_windows import references_of_whole_rows
+from ctxasr_ray.metrics.nbest_keywords import MATCHES, NbestKeywords
 from ctxasr_ray.metrics.word_classes import WordClasses, WordLists, class_counts
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import HYPOTHESIS_ERRORS, conform
-from ctxasr_ray.stage import Costs, Resources, Stage, light
+from ctxasr_ray.stage import Costs, Resources, Stage, light, runtime_field
 
+KEYWORDS: Final = ("phrase", "keyword")
+"""Unit and word class of a catalogue's phrases: matches in place of errors."""
 _NOT_COUNTED: Final = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NbestErrorsConfig:
-    """Counts the errors of every hypothesis, per unit and word class.
+    """Counts the errors of every hypothesis, per unit and word class, and its keyword matches where asked.
+
+    Reads HYPOTHESES, UTTERANCES and, for keywords, CONTEXT where given, which then limits the catalogue.
 
     A row without reference, or with that of a recording in several windows, to which no one list can be held (counted
     as `recordings_in_windows_left_out`), has null errors and reference_length, and still the number of units of each
@@ -37,57 +43,80 @@ class NbestErrorsConfig:
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "hypotheses": ("hypotheses",),
         "utterances": ("reference", "keywords", "recording_id", "window_index", "channel"),
+        "context": COLUMNS,
     }
     WRITES: ClassVar[str] = "nbest_errors"
 
     classes: tuple[tuple[str, str], ...] = (("word", "all"), ("character", "all"))
-    """(unit, word class) pairs: word or character of all; word of biased, unbiased and rare (`word_classes`)."""
+    """(unit, word class) pairs: word or character of all; word of biased, unbiased and rare (`word_classes`); phrase of
+    keyword (`metrics.keywords`)."""
     normaliser: str = "whisper_english"
     """One of `text.NORMALISERS`, for both sides."""
     alignment: str = "unit"
     """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
     word_lists: WordLists = field(default_factory=WordLists)
     """Common and rare words."""
+    catalogue: str | None = runtime_field(None)
+    """Path or URL of the global phrase list, for keywords; its digest is in the identity."""
+    catalogue_format: str | None = runtime_field(None)
+    """One of `keywords.phrase_files.FORMATS`; None: the extension tells."""
     resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:
-        """The normaliser's version and the digests of the word lists.
+        """The normaliser's version and the digests of the word lists and, for keywords, of the catalogue.
 
         Raises:
             ValueError: an unknown class, normaliser or alignment, or a file that is not there.
         """
-        unknown = [c for c in self.classes if tuple(c) not in METRIC_NAMES]
+        known = [*METRIC_NAMES, KEYWORDS]
+        unknown = [c for c in self.classes if tuple(c) not in known]
         if unknown:
-            raise ValueError(f"classes: {unknown} are unknown; choose some of {list(METRIC_NAMES)}.")
+            raise ValueError(f"classes: {unknown} are unknown; choose some of {known}.")
         align.check_alignment(self.alignment)
-        return {"normaliser": text.versioned(self.normaliser), **self.word_lists.fingerprint()}
+        found = {"normaliser": text.versioned(self.normaliser), **self.word_lists.fingerprint()}
+        keywords = self._keywords()
+        if keywords is not None and keywords.catalogue is not None:
+            found["catalogue"] = keywords.catalogue.digest
+        return found
+
+    def _keywords(self) -> NbestKeywords | None:
+        if KEYWORDS not in map(tuple, self.classes):
+            return None
+        return NbestKeywords(self.catalogue, self.catalogue_format, self.normaliser)
 
     def build(self) -> Stage:
-        """Reads the word lists."""
+        """Reads the word lists and the catalogue."""
         self.fingerprint()
-        return _NbestErrors(self, self.word_lists.load(self.normaliser))
+        return _NbestErrors(self, self.word_lists.load(self.normaliser), self._keywords())
 
 
 class _NbestErrors:
-    def __init__(self, config: NbestErrorsConfig, word_classes: WordClasses) -> None:
+    def __init__(self, config: NbestErrorsConfig, word_classes: WordClasses, keywords: NbestKeywords | None) -> None:
         self._config = config
         self._word_classes = word_classes
+        self._keywords = keywords
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
-        hypotheses, utterances = tables
+        hypotheses, utterances, *context = tables
         same_rows("hypotheses", hypotheses, "utterances", utterances)
         flat = flatten(hypotheses)
         references = references_of_whole_rows(utterances)
         left_out = sum(r is None for r in references) - utterances.column("reference").null_count
         costs.count("recordings_in_windows_left_out", left_out)
         keywords = utterances.column("keywords").to_pylist()
+        aligned = dict.fromkeys(unit for unit, word_class in self._config.classes if (unit, word_class) != KEYWORDS)
         with costs.timed("align"):
             entries = []
-            for unit in dict.fromkeys(unit for unit, _ in self._config.classes):
+            for unit in aligned:
                 classes = [c for u, c in self._config.classes if u == unit]
                 entries += self._entries(unit, classes, flat, references, keywords)
-        costs.count("pairs_aligned", len(flat.texts) * len({unit for unit, _ in self._config.classes}))
+        costs.count("pairs_aligned", len(flat.texts) * len(aligned))
+        if self._keywords is not None:
+            with costs.timed("match"):
+                found = self._keywords.matches(flat, utterances, context[0] if context else None)
+            label = {"unit": KEYWORDS[0], "normaliser": self._config.normaliser, "word_class": KEYWORDS[1]}
+            entries.append({**label, "alignment": None, **found})
         order = {key: i for i, key in enumerate(self._config.classes)}
         entries.sort(key=lambda entry: order[entry["unit"], entry["word_class"]])
         return conform(_table(flat, entries), "nbest_errors")
@@ -172,6 +201,9 @@ def _table(flat: FlatNBest, entries: list[dict[str, Any]]) -> pa.Table:
     def lists(name: str, nullable: bool) -> pa.Array:
         columns = []
         for entry in entries:
+            if name not in entry:
+                columns.append(pa.nulls(num_utterances, pa.list_(pa.int32())))
+                continue
             offsets = pa.array(flat.offsets.astype(np.int32))
             missing = pa.array(~entry["known"]) if nullable else None
             columns.append(pa.ListArray.from_arrays(offsets, _integers(entry[name]), mask=missing))
@@ -188,8 +220,9 @@ def _table(flat: FlatNBest, entries: list[dict[str, Any]]) -> pa.Table:
         "errors": lists("errors", True),
         "substitutions": lists("substitutions", True),
         "num_units": lists("num_units", False),
+        **{name: lists(name, True) for name in MATCHES},
     }
-    arrays = [columns.get(f.name, pa.nulls(len(interleave), f.type)) for f in HYPOTHESIS_ERRORS]
+    arrays = [columns[f.name] for f in HYPOTHESIS_ERRORS]
     structs = pa.StructArray.from_arrays(arrays, fields=list(HYPOTHESIS_ERRORS))
     offsets = pa.array(np.arange(num_utterances + 1, dtype=np.int32) * num_entries)
     return pa.table(
