@@ -18,7 +18,6 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 Alignment = Literal["unit", "nist"]
 Op = Literal["hit", "substitution", "deletion", "insertion"]
@@ -80,40 +79,24 @@ def encode(unit: str, *groups: Sequence[str]) -> tuple[Encoded, ...]:
 def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """(words,) vocabulary index of every word of all texts, and (N,) words per text.
 
-    Words are never made into Python strings: Arrow hashes slices of one buffer, each with its trailing space.
+    Words are never made into Python strings: a compiled loop hashes and compares their bytes.
     """
     if not texts:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    from ctxasr_ray.align_words import word_numbers  # numba compiles it; nobody else waits for that
+
     line = "\n".join([*texts, ""])
     if not line.isascii():
         line = "\n".join([*(text if text.isascii() else " ".join(text.split()) for text in texts), ""])
     if line.count("\n") > len(texts):
         line = "\n".join([*(" ".join(text.split()) for text in texts), ""])
-    data = np.frombuffer(bytearray(line, "utf-8"), np.uint8)
-    if len(data) >= 2**31:
-        raise ValueError(f"{len(data)} bytes of text in one call, at most 2 GiB fit; align in smaller parts.")
-    ends = np.flatnonzero(data <= 32)
-    separators = data[ends]
-    if ((separators != 32) & (separators != 10)).any():
-        ends = ends[_SEPARATORS[separators]]
-        separators = data[ends]
-    slices_before = np.flatnonzero(separators == 10) + 1  # a text ends where one of its slices ends
-    data[ends] = 32
-    offsets = np.zeros(len(ends) + 1, np.int32)
-    np.add(ends, 1, out=offsets[1:], casting="unsafe")
-    slices = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(data))
-    vocabulary = slices.dictionary_encode()
-    if len(vocabulary.dictionary) > _NUM_CODES:
+    data = np.frombuffer(line.encode("utf-8", "surrogatepass"), np.uint8)
+    codes, lengths, num_distinct = word_numbers(data, _SEPARATORS, len(texts))
+    if num_distinct > _NUM_CODES:
         raise ValueError(
-            f"{len(vocabulary.dictionary)} distinct words in one call, at most {_NUM_CODES} fit; "
-            "align in smaller parts."
+            f"{num_distinct} distinct words in one call, at most {_NUM_CODES} fit; align in smaller parts."
         )
-    codes = vocabulary.indices.to_numpy()
-    is_word = np.diff(offsets) > 1
-    if is_word.all():
-        return codes, np.diff(slices_before, prepend=0)
-    words_before = np.concatenate([[0], np.cumsum(is_word)])
-    return codes[is_word], np.diff(words_before[slices_before], prepend=0)
+    return codes, lengths
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,3 +188,12 @@ def test_an_unknown_alignment_is_refused() -> None:
     references, hypotheses = align.encode("word", ["a"], ["b"])
     with pytest.raises(ValueError, match="alignment 'sclite' is unknown; choose one of unit, nist"):
         align.count(references, hypotheses, "sclite")
+
+
+def test_words_with_the_same_hash_stay_different_and_a_large_vocabulary_grows() -> None:
+    halves = ["abcdefgh", "ijklmnop", "qrstuvwx"]  # a word of 16 bytes and the same one with its halves swapped collide
+    words = [a + b for a in halves for b in halves] + [f"w{i}" for i in range(20_000)] + ["\0a", "a", "\0\0a"]
+    (encoded,) = align.encode("word", [" ".join(words), " ".join(reversed(words))])
+    first, second = encoded.strings
+    assert len(set(first)) == len(words)
+    assert first == second[::-1]

@@ -275,3 +275,23 @@ def test_5000_utterances_open_and_filter_quickly(browser: chromium.Page, tmp_pat
     assert took_ms < 5000  # four searches; 0.7 s on a machine with a load of 13 on 2 cores
     assert "of 5,000" in browser.run("document.getElementById('utterance-count').textContent")
     assert browser.complaints == []
+
+
+def test_2620_utterances_and_40_systems_are_one_small_page_that_answers_at_once(
+    browser: chromium.Page, tmp_path: Path
+) -> None:
+    page = write_report(tmp_path, title="LibriSpeech-sized", **made_showcase(40, 2620).arguments())
+    assert page.stat().st_size < 4_000_000  # 2.3 MB
+    browser.complaints.clear()
+    browser.look()
+    browser.open(page)
+    loaded_ms = browser.run("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    assert loaded_ms < 20_000  # 2.7 s on a machine with a load of 12 on 2 cores
+    answered_ms = browser.run(
+        "(() => { const start = performance.now(); const b = document.getElementById('system-b'); b.value = '17';"
+        " b.dispatchEvent(new Event('input', {bubbles: true})); document.body.getBoundingClientRect();"
+        " return performance.now() - start; })()"
+    )
+    assert answered_ms < 2000  # 0.1 s there
+    assert "Of 2,620 utterances" in browser.run("document.getElementById('pair-summary').textContent")
+    assert browser.complaints == []
