@@ -14,6 +14,7 @@ GROUND = (
     "nbest",
     "align",
     "align_nist",
+    "align_words",
     "text",
     "archive",
     "audio",
