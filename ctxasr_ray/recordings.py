@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -79,6 +79,36 @@ def heard_ahead(utterances: pa.Table, limits: Limits, num_ahead: int, costs: Cos
                 yield next_one()
         while ahead:
             yield next_one()
+
+
+def heard_batches(
+    utterances: pa.Table, limits: Limits, size: int, costs: Costs, refuse: Callable[[int, tuple[str, str]], None]
+) -> Iterator[list[Heard]]:
+    """Rows that can be heard, in order, `size` at a time; twice as many wait decoded.
+
+    Args:
+        utterances: As for `heard_ahead`.
+        limits: As for `heard_ahead`.
+        size: Rows of a batch; the last one may be shorter.
+        costs: Also counts `audio_ms`, what is handed on.
+        refuse: Called with the row and (error_type, message) of each row that cannot be heard.
+
+    Raises:
+        OSError: as `heard_ahead`.
+    """
+    batch: list[Heard] = []
+    for heard in heard_ahead(utterances, limits, 2 * size, costs):
+        if heard.error is not None:
+            refuse(heard.row, heard.error)
+            continue
+        assert heard.samples is not None
+        costs.count("audio_ms", round(1000 * len(heard.samples) / limits.sample_rate_hz))
+        batch.append(heard)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _hear(index: int, row: dict[str, object], limits: Limits) -> tuple[Heard, float]:

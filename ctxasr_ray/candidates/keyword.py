@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import text
-from ctxasr_ray.keywords.catalogue import Catalogue, load
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.metrics.phrase_trie import PhraseTrie, find_phrases
@@ -32,7 +32,7 @@ _WRITTEN: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeywordCandidatesConfig:
+class KeywordCandidatesConfig(CatalogueOptions):
     """Puts phrases of the list where the N-best holds something that sounds like them.
 
     Inputs: HYPOTHESES, CONTEXT. Every text of the list stays, at another place. The defaults of the distances are
@@ -48,12 +48,6 @@ class KeywordCandidatesConfig:
     }
     WRITES: ClassVar[str] = "hypotheses"
 
-    catalogue: str | None = field(default=None, metadata={"identity": False})
-    """The file that CONTEXT names by its digest; None where rows bring all their phrases (a shortlist does)."""
-    catalogue_format: str | None = field(default=None, metadata={"identity": False})
-    """One of `phrase_files.FORMATS`; None: the extension tells."""
-    normaliser: str = "whisper_english"
-    """The one that CONTEXT was made with; a span that equals a phrase under it is left as it is."""
     max_distance: float = 0.6
     """Of a span from a phrase, per phone of the phrase, 0 (same sound) to 1; see `keywords.phonetic`."""
     min_evidence: float = 1.5
@@ -86,18 +80,11 @@ class KeywordCandidatesConfig:
         """The catalogue's digest, and what pronounces."""
         from ctxasr_ray.keywords.phonetic import engine
 
-        found = {"normaliser": text.versioned(self.normaliser), "phonemes": engine()}
-        phrases = self._catalogue()
-        return found if phrases is None else {**found, "catalogue": phrases.digest}
+        return {**self.phrases_fingerprint(), "phonemes": engine()}
 
     def build(self) -> "KeywordCandidates":
         """Reads the catalogue."""
-        return KeywordCandidates(self, self._catalogue())
-
-    def _catalogue(self) -> Catalogue | None:
-        if self.catalogue is None:
-            return None
-        return load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
+        return KeywordCandidates(self, self.phrases())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

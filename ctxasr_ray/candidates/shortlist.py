@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import text
-from ctxasr_ray.keywords.catalogue import Catalogue, load
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS, Phrase, RowPhrases, columns, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.models import checkpoint
@@ -29,7 +29,7 @@ _QUERIES_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShortlistConfig:
+class ShortlistConfig(CatalogueOptions):
     """Keeps at most `max_phrases` of a row's list. Inputs: HYPOTHESES, CONTEXT."""
 
     NAME: ClassVar[str] = "shortlist"
@@ -37,12 +37,6 @@ class ShortlistConfig:
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"hypotheses": ("hypotheses",), "context": COLUMNS}
     WRITES: ClassVar[str] = "context"
 
-    catalogue: str | None = field(default=None, metadata={"identity": False})
-    """The file that CONTEXT names by its digest; None where rows bring all their phrases."""
-    catalogue_format: str | None = field(default=None, metadata={"identity": False})
-    """One of `phrase_files.FORMATS`; None: the extension tells."""
-    normaliser: str = "whisper_english"
-    """The one that CONTEXT was made with."""
     ways: tuple[str, ...] = ("exact", "phonetic")
     """Of `WAYS`; the list is their union, filled way by way in turn."""
     max_phrases: int = 64
@@ -74,15 +68,14 @@ class ShortlistConfig:
 
     def fingerprint(self) -> Mapping[str, str]:
         """The catalogue's digest, what pronounces, and the encoder's digests."""
-        found = {"normaliser": text.versioned(self.normaliser)}
+        found = self.phrases_fingerprint()
         if "phonetic" in self.ways:
             from ctxasr_ray.keywords.phonetic import engine
 
             found["phonemes"] = engine()
         if self.encoder is not None:
             found |= {f"encoder_{key}": value for key, value in checkpoint.fingerprint(self.encoder, None).items()}
-        phrases = self._catalogue()
-        return found if phrases is None else {**found, "catalogue": phrases.digest}
+        return found
 
     def build(self) -> "Shortlist":
         """Reads the catalogue; indices are built when the first rows come."""
@@ -91,12 +84,7 @@ class ShortlistConfig:
             from ctxasr_ray.models.text_encoder import TextEncoder
 
             encode = TextEncoder(checkpoint.resolve(self.encoder, None), device=self.device).encode
-        return Shortlist(self, self._catalogue(), encode)
-
-    def _catalogue(self) -> Catalogue | None:
-        if self.catalogue is None:
-            return None
-        return load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
+        return Shortlist(self, self.phrases(), encode)
 
 
 class Shortlist:

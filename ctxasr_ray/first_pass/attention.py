@@ -14,7 +14,7 @@ from ctxasr_ray.first_pass.lists import check_list_size, failed, not_finite
 from ctxasr_ray.first_pass.token_times import Encoded, Span, token_times
 from ctxasr_ray.models.recogniser import Seq2SeqOptions
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
-from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
+from ctxasr_ray.recordings import COLUMNS, Heard, heard_batches
 from ctxasr_ray.stage import Costs, Resources, runtime_field
 from ctxasr_ray.token_tree import Int32
 
@@ -151,27 +151,26 @@ class AttentionFirstPass:
         ids = utterances.column("utterance_id").to_pylist()
         languages = utterances.column("language").to_pylist()
         nbests = [NBest(utterance_id=utterance_id) for utterance_id in ids]
-        batch: list[tuple[Heard, Int32]] = []
-        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2 * self._batch_size, costs):
-            prompt, error = None, heard.error
-            if error is None:
-                prompt, error = self._model.tokens.prompt_of(languages[heard.row], self._config.language)
-            if error is not None or prompt is None:
-                nbests[heard.row] = failed(ids[heard.row], error)
-                continue
-            batch.append((heard, prompt))
-            if len(batch) == self._batch_size:
-                self._run(batch, nbests, costs)
-                batch = []
-        self._run(batch, nbests, costs)
+        limits = self._model.limits(self._config.max_audio_s)
+
+        def refuse(row: int, error: tuple[str, str] | None) -> None:
+            nbests[row] = failed(ids[row], error)
+
+        for heard in heard_batches(utterances, limits, self._batch_size, costs, refuse):
+            batch: list[tuple[Heard, Int32]] = []
+            for one in heard:
+                prompt, error = self._model.tokens.prompt_of(languages[one.row], self._config.language)
+                if prompt is None:
+                    refuse(one.row, error)
+                else:
+                    batch.append((one, prompt))
+            self._run(batch, nbests, costs)
         return hypotheses_table(nbests)
 
     def _run(self, batch: Sequence[tuple[Heard, Int32]], nbests: list[NBest], costs: Costs) -> None:
         """Encodes a batch; utterances with states of equal length and one prompt are searched together."""
-        waveforms = [heard.samples for heard, _ in batch if heard.samples is not None]
-        costs.count("audio_ms", sum(round(1000 * len(w) / self._model.sample_rate_hz) for w in waveforms))
         with costs.timed("model"):
-            heard = self._hear(waveforms)
+            heard = self._hear([heard.samples for heard, _ in batch if heard.samples is not None])
         together: dict[tuple[int, bytes, int], list[int]] = {}
         for place, (_, prompt) in enumerate(batch):
             apart = 0 if self._model.many_utterances else place

@@ -17,7 +17,7 @@ from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
 from ctxasr_ray.first_pass.lists import check_list_size, failed, not_finite
 from ctxasr_ray.models.recogniser import CtcOptions
 from ctxasr_ray.nbest import NBest, hypotheses_table
-from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
+from ctxasr_ray.recordings import COLUMNS, Heard, heard_batches
 from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
@@ -80,20 +80,15 @@ class CtcFirstPass:
         (utterances,) = tables
         ids = utterances.column("utterance_id").to_pylist()
         done: list[NBest | Future[tuple[NBest, float, int]]] = [NBest(utterance_id=one) for one in ids]
-        batch: list[Heard] = []
         num_threads = max(1, int(self._config.resources.num_cpus))
         limits, size = self._model.limits(self._config.max_audio_s), self._config.batch_size
+
+        def refuse(row: int, error: tuple[str, str]) -> None:
+            done[row] = failed(ids[row], error)
+
         with ThreadPoolExecutor(num_threads, thread_name_prefix="ctc-search") as pool:
-            for heard in heard_ahead(utterances, limits, 2 * size, costs):
-                if heard.samples is None:
-                    done[heard.row] = failed(ids[heard.row], heard.error)
-                    continue
-                costs.count("audio_ms", round(1000 * len(heard.samples) / self._model.sample_rate_hz))
-                batch.append(heard)
-                if len(batch) == size:
-                    self._run_batch(batch, ids, done, pool, costs)
-                    batch = []
-            self._run_batch(batch, ids, done, pool, costs)
+            for batch in heard_batches(utterances, limits, size, costs, refuse):
+                self._run_batch(batch, ids, done, pool, costs)
             return hypotheses_table([self._collect(entry, costs) for entry in done])
 
     def _run_batch(
@@ -105,8 +100,6 @@ class CtcFirstPass:
         costs: Costs,
     ) -> None:
         """One forward pass; the searches go to the pool, so that they overlap with the next pass on a GPU."""
-        if not batch:
-            return
         with costs.timed("model"):
             log_probs = self._model.log_probs([heard.samples for heard in batch if heard.samples is not None])
         costs.count("forwards")

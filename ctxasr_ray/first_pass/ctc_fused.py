@@ -20,7 +20,7 @@ from ctxasr_ray.first_pass.lists import failed, not_finite
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
 from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.nbest import NBest, hypotheses_table
-from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
+from ctxasr_ray.recordings import COLUMNS, Heard, heard_batches
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Costs, Resources, TreeScorerHost, runtime_field
 
@@ -165,19 +165,12 @@ class CtcFusedFirstPass:
         done = [NBest(utterance_id=one) for one in ids]
         fusion = self._fusion(costs)
         search = ctc_search(self._config.first_pass, self._model, fusion.kinds)
-        batch: list[Heard] = []
-        size = self._config.utterances_in_lockstep
         limits = self._model.limits(self._config.first_pass.max_audio_s)
-        for heard in heard_ahead(utterances, limits, 2 * size, costs):
-            if heard.samples is None:
-                done[heard.row] = failed(ids[heard.row], heard.error)
-                continue
-            costs.count("audio_ms", round(1000 * len(heard.samples) / self._model.sample_rate_hz))
-            batch.append(heard)
-            if len(batch) == size:
-                self._run_batch(batch, ids, done, search, fusion, costs)
-                batch = []
-        if batch:
+
+        def refuse(row: int, error: tuple[str, str]) -> None:
+            done[row] = failed(ids[row], error)
+
+        for batch in heard_batches(utterances, limits, self._config.utterances_in_lockstep, costs, refuse):
             self._run_batch(batch, ids, done, search, fusion, costs)
         return hypotheses_table(done)
 

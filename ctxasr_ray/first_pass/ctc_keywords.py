@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ctxasr_ray import text
 from ctxasr_ray.first_pass.ctc import CtcConfig, CtcFirstPass
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
-from ctxasr_ray.keywords.catalogue import Catalogue, load
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CtcKeywordsConfig:
+class CtcKeywordsConfig(CatalogueOptions):
     """First pass with a CTC model and a keyword boost in its search; an empty list is the run without, to the bit.
 
     Inputs: UTTERANCES, CONTEXT. A phrase earns `boost` times its weight per label, whole words only, and loses it where
@@ -41,12 +40,6 @@ class CtcKeywordsConfig:
 
     first_pass: CtcConfig
     """The recogniser and its beam; the same config as a stage of its own is the run without a list."""
-    catalogue: str | None = field(default=None, metadata={"identity": False})
-    """The file that CONTEXT names by its digest; None where rows bring all their phrases."""
-    catalogue_format: str | None = field(default=None, metadata={"identity": False})
-    """One of `phrase_files.FORMATS`; None: the extension tells."""
-    normaliser: str = "whisper_english"
-    """The one that CONTEXT was made with."""
     boost: float = 1.5
     """Nats per label of a phrase; 0 is no boost. Best keyword F1 with the shipped CTC model on 90 utterances of the
     synthetic dev part, 100 distractors each: 0.76, from 0.20 without (WER 35.9 %, from 46.2 %); 1.0 invents next to
@@ -65,18 +58,11 @@ class CtcKeywordsConfig:
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the model and of the catalogue."""
-        found = {**self.first_pass.fingerprint(), "normaliser": text.versioned(self.normaliser)}
-        phrases = self._catalogue()
-        return found if phrases is None else {**found, "catalogue": phrases.digest}
+        return {**self.first_pass.fingerprint(), **self.phrases_fingerprint()}
 
     def build(self) -> "CtcKeywordsFirstPass":
         """Loads the model and the catalogue; automata are built when the first rows come."""
-        return CtcKeywordsFirstPass(self, self.first_pass.load(), self._catalogue())
-
-    def _catalogue(self) -> Catalogue | None:
-        if self.catalogue is None:
-            return None
-        return load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
+        return CtcKeywordsFirstPass(self, self.first_pass.load(), self.phrases())
 
 
 class CtcKeywordsFirstPass(CtcFirstPass):

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig, PocketSphinxFirstPass
-from ctxasr_ray.keywords.catalogue import Catalogue, load
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.models.pocketsphinx import find_model, fingerprint
 from ctxasr_ray.models.pocketsphinx_keywords import KeywordSearch, read_dictionary, searchable
 from ctxasr_ray.stage import Resources
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PocketSphinxKeywordsConfig:
+class PocketSphinxKeywordsConfig(CatalogueOptions):
     """First pass with PocketSphinx for finding keywords: phrases of a catalogue over a background of common words.
 
     Other words than the phrases are rough, because the search has no longer history than a word: take the first pass
@@ -25,12 +25,6 @@ class PocketSphinxKeywordsConfig:
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = PocketSphinxConfig.READS
     WRITES: ClassVar[str] = "hypotheses"
 
-    catalogue: str | None = field(default=None, metadata={"identity": False})
-    """Path or URL of the phrase list that is searched; its digest is in the hash."""
-    catalogue_format: str | None = field(default=None, metadata={"identity": False})
-    """One of `keywords.phrase_files.FORMATS`; None: the extension tells."""
-    normaliser: str = "whisper_english"
-    """Two phrases that are equal under it are one; one of `text.NORMALISERS`."""
     keyword_share: float = 0.5
     """Probability that the next thing said is a keyword, above 0 and below 1; less finds fewer and invents fewer."""
     background_words: int = 500
@@ -62,9 +56,10 @@ class PocketSphinxKeywordsConfig:
         Raises:
             ValueError: none is named, or the file is missing or refused, naming line and remedy.
         """
-        if not self.catalogue:
+        found = CatalogueOptions.phrases(self)
+        if found is None:
             raise ValueError(f"{self.NAME}: no catalogue; name a phrase list, for example --catalogue keywords.txt")
-        return load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
+        return found
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the model's files, of the catalogue and of how its phrases are pronounced.

@@ -23,7 +23,7 @@ import functools
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -89,6 +89,38 @@ class Catalogue:
     def weights(self, default: float = 1.0) -> npt.NDArray[np.float32]:
         """(N,) scores, with a default where the list gives none."""
         return np.where(np.isnan(self.scores), np.float32(default), self.scores)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogueOptions:
+    """The catalogue in the config of every stage that takes one."""
+
+    catalogue: str | None = field(default=None, metadata={"identity": False})
+    """Path or URL of the phrase list, the one that CONTEXT names by its digest; its digest is in the hash. None: there
+    is none, or rows bring all their phrases (a shortlist does)."""
+    catalogue_format: str | None = field(default=None, metadata={"identity": False})
+    """One of `phrase_files.FORMATS`; None: the extension tells."""
+    normaliser: str = "whisper_english"
+    """Two phrases that are equal under it are one: one of `text.NORMALISERS`, the one of CONTEXT and of the metrics."""
+
+    def phrases(self) -> Catalogue | None:
+        """Reads the catalogue, once per process; None where none is named.
+
+        Raises:
+            ValueError: as `load`.
+        """
+        if not self.catalogue:
+            return None
+        return load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
+
+    def phrases_fingerprint(self) -> dict[str, str]:
+        """The normaliser's version, and the catalogue's digest where one is named.
+
+        Raises:
+            ValueError: as `load`, or an unknown normaliser.
+        """
+        found, phrases = {"normaliser": text.versioned(self.normaliser)}, self.phrases()
+        return found if phrases is None else {**found, "catalogue": phrases.digest}
 
 
 def load(

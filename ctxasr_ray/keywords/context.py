@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 
 from ctxasr_ray import text
-from ctxasr_ray.keywords.catalogue import Catalogue, load
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.phrase_files import Entry, format_of, read_bytes, read_lists
 from ctxasr_ray.schema import CONTEXT, ContractError, conform
 from ctxasr_ray.stage import Costs, Resources, light
@@ -23,7 +23,7 @@ COLUMNS: Final = ("catalogue", "num_distractors", "phrase_ids", "phrases", "weig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ContextConfig:
+class ContextConfig(CatalogueOptions):
     """Gives every utterance its phrase list: a global one, one of its own, its true keywords, or several of these."""
 
     NAME: ClassVar[str] = "context"
@@ -31,10 +31,6 @@ class ContextConfig:
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": ("keywords",)}
     WRITES: ClassVar[str] = "context"
 
-    catalogue: str | None = field(default=None, metadata={"identity": False})
-    """File of the global list; its digest is in the fingerprint. None: no global list."""
-    catalogue_format: str | None = field(default=None, metadata={"identity": False})
-    """One of `phrase_files.FORMATS`; None: the extension tells."""
     num_distractors: int | None = None
     """Phrases of the catalogue, in its order, that are not the utterance's own; None: all of them."""
     true_keywords: bool = False
@@ -43,8 +39,6 @@ class ContextConfig:
     """File with a list per utterance_id (is21 or JSON). An utterance that it lacks has an empty one and is counted."""
     lists_format: str | None = field(default=None, metadata={"identity": False})
     """`is21` or `json`; None: the extension tells."""
-    normaliser: str = "whisper_english"
-    """Under which phrases are equal: one of `text.NORMALISERS`, the one of the metrics."""
     resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
@@ -59,9 +53,7 @@ class ContextConfig:
         Raises:
             ValueError: a file is missing or refused, or the catalogue has fewer phrases than `num_distractors`.
         """
-        found = {"normaliser": text.versioned(self.normaliser)}
-        if self.catalogue is not None:
-            found["catalogue"] = self._load().digest
+        found = self.phrases_fingerprint()
         if self.lists is not None:
             data = read_bytes(self.lists)
             format = format_of(self.lists, self.lists_format, lists=True)
@@ -86,13 +78,16 @@ class ContextConfig:
 
     def build(self) -> "ContextStage":
         """Reads the files."""
-        catalogue = self._load() if self.catalogue is not None else None
-        return ContextStage(self, catalogue, self._lists())
+        return ContextStage(self, self.phrases(), self._lists())
 
-    def _load(self) -> Catalogue:
-        assert self.catalogue is not None
-        found = load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
-        if self.num_distractors is not None and self.num_distractors > len(found):
+    def phrases(self) -> Catalogue | None:
+        """Reads the catalogue, as `CatalogueOptions.phrases`.
+
+        Raises:
+            ValueError: also if it has fewer phrases than `num_distractors`.
+        """
+        found = CatalogueOptions.phrases(self)
+        if found is not None and self.num_distractors is not None and self.num_distractors > len(found):
             raise ValueError(
                 f"num_distractors is {self.num_distractors}, and '{self.catalogue}' has {len(found)} phrases; "
                 "give a longer catalogue, or a smaller number."

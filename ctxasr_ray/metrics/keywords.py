@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.keywords.catalogue import Catalogue, load
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS, RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import MetricCounts, errors_table, same_rows
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS, join_windows
 from ctxasr_ray.metrics.phrase_trie import Phrase, PhraseTrie, find_phrases
-from ctxasr_ray.stage import Costs, Resources, Stage, light, runtime_field
+from ctxasr_ray.stage import Costs, Resources, Stage, light
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +161,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeywordCountsConfig:
+class KeywordCountsConfig(CatalogueOptions):
     """Counts the catalogue's phrases in transcripts, for keyword_recall, _precision, _f1 and distractor_false_alarms.
 
     Reads UTTERANCES, TRANSCRIPTS and, where given, CONTEXT. Without CONTEXT every phrase of the global catalogue may
@@ -177,12 +177,6 @@ class KeywordCountsConfig:
     }
     WRITES: ClassVar[str] = "errors"
 
-    catalogue: str | None = runtime_field(None)
-    """Path or URL of the global phrase list; its digest is in the identity."""
-    catalogue_format: str | None = None
-    """One of `keywords.phrase_files.FORMATS`; None: the extension tells."""
-    normaliser: str = "whisper_english"
-    """One of `text.NORMALISERS`, for phrases and texts."""
     resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
@@ -192,19 +186,12 @@ class KeywordCountsConfig:
         Raises:
             ValueError: an unknown normaliser, or a list that is missing or refused.
         """
-        catalogue = self._load()
-        digest = {"catalogue": catalogue.digest} if catalogue else {}
-        return {"normaliser": text.versioned(self.normaliser), **digest}
-
-    def _load(self) -> Catalogue | None:
-        if not self.catalogue:
-            return None
-        return load(self.catalogue, format=self.catalogue_format, normaliser=self.normaliser)
+        return self.phrases_fingerprint()
 
     def build(self) -> Stage:
         """Reads the catalogue and builds its trie."""
         self.fingerprint()
-        catalogue = self._load()
+        catalogue = self.phrases()
         return _KeywordCounts(catalogue, KeywordCounter(catalogue, self.normaliser), self.normaliser)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ctxasr_ray import text
 from ctxasr_ray.models.recogniser import CtcOptions
 from ctxasr_ray.nbest import SourceScores, flatten, scores_table
-from ctxasr_ray.recordings import COLUMNS, Heard, heard_ahead
+from ctxasr_ray.recordings import COLUMNS, Heard, heard_batches
 from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
@@ -77,18 +77,14 @@ class CtcScorer:
         texts = [flat.texts[slice(*own)] for own in bounds]
         rows = [self._unscored(own, None) for own in texts]
         errors: list[tuple[str, str] | None] = [None] * len(rows)
-        batch: list[Heard] = []
+
+        def refuse(row: int, error: tuple[str, str]) -> None:
+            errors[row] = error
+            rows[row] = self._unscored(texts[row], ": ".join(error))
+
         limits, size = self._model.limits(self._config.max_audio_s), self._config.batch_size
-        for heard in heard_ahead(utterances, limits, 2 * size, costs):
-            if heard.error is not None:
-                errors[heard.row] = heard.error
-                rows[heard.row] = self._unscored(texts[heard.row], ": ".join(heard.error))
-            elif texts[heard.row]:
-                batch.append(heard)
-            if len(batch) == size:
-                self._score(batch, texts, rows, costs)
-                batch = []
-        self._score(batch, texts, rows, costs)
+        for batch in heard_batches(utterances, limits, size, costs, refuse):
+            self._score([heard for heard in batch if texts[heard.row]], texts, rows, costs)
         return scores_table(flat.utterance_ids, [[own] for own in rows], errors)
 
     def _score(
