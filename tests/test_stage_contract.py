@@ -17,14 +17,24 @@ from test_scorer_causal_lm import bpe, saved
 from test_speech_lm import saved_speech_lm
 from test_speech_units import quantiser
 from tiny_ctc import make, noise
+from tiny_fusion import make_lm
 from tiny_seq2seq import make as make_seq2seq
+from tiny_seq2seq import tokenizer as letters
 
+from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
+from ctxasr_ray.candidates.shortlist import ShortlistConfig
+from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
+from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
+from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
+from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
+from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.compositional_oracle import CompositionalOracleConfig
 from ctxasr_ray.metrics.edits import EditCountsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
@@ -53,14 +63,36 @@ class Case:
     tolerance: float = 0.0
 
 
+def _ctc(world: World) -> CtcConfig:
+    return CtcConfig(model=world["ctc"], beam_size=8, num_hypotheses=4, batch_size=2)
+
+
 STAGES = {
-    "ctc": Case(
-        lambda w: CtcConfig(model=w["ctc"], beam_size=8, num_hypotheses=4, batch_size=2), ("utterances",), 1e-4
-    ),
+    "ctc": Case(lambda w: _ctc(w), ("utterances",), 1e-4),
     "attention": Case(lambda w: AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2), ("utterances",), 1e-3),
+    "ctc_fused": Case(
+        lambda w: CtcFusedConfig(first_pass=_ctc(w), lm=CausalLmConfig(model=w["lm"]), interval=4),
+        ("utterances",),
+        1e-3,
+    ),
+    "ctc_keywords": Case(
+        lambda w: CtcKeywordsConfig(first_pass=_ctc(w), catalogue=w["phrases"]), ("utterances", "context"), 1e-3
+    ),
+    "attention_fused": Case(
+        lambda w: AttentionFusedConfig(
+            first_pass=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2),
+            lm=CausalLmConfig(model=w["letters_lm"]),
+        ),
+        ("utterances",),
+        1e-3,
+    ),
     "attention_scorer": Case(lambda w: AttentionScorerConfig(model=w["seq2seq"]), ("utterances", "hypotheses"), 1e-3),
     "ctc_scorer": Case(lambda w: CtcScorerConfig(model=w["ctc"], batch_size=2), ("utterances", "hypotheses"), 1e-4),
     "imported": Case(lambda w: ImportedConfig(paths=(w["lists"],), format="kaldi"), ("utterances",)),
+    "context": Case(lambda w: ContextConfig(catalogue=w["phrases"], num_distractors=2), ("utterances",)),
+    "shortlist": Case(lambda w: ShortlistConfig(catalogue=w["phrases"], max_phrases=2), ("hypotheses", "context")),
+    "keyword_candidates": Case(lambda w: KeywordCandidatesConfig(catalogue=w["phrases"]), ("hypotheses", "context")),
+    "top": Case(lambda w: TopConfig(num_hypotheses=1), ("hypotheses",)),
     "union": Case(lambda w: UnionConfig(), ("hypotheses", "elsewhere")),
     "causal_lm": Case(lambda w: CausalLmConfig(model=w["lm"]), ("hypotheses",), 1e-4),
     "speech_units": Case(lambda w: SpeechUnitsConfig(encoder=w["ctc"], quantiser=w["quantiser"]), ("utterances",)),
@@ -83,6 +115,9 @@ STAGES = {
 
 if importlib.util.find_spec("pocketsphinx"):  # an extra
     STAGES["pocketsphinx"] = Case(lambda w: PocketSphinxConfig(num_hypotheses=4), ("utterances",))
+    STAGES["pocketsphinx_keywords"] = Case(
+        lambda w: PocketSphinxKeywordsConfig(catalogue=w["phrases"], num_hypotheses=4), ("utterances",)
+    )
     STAGES["pocketsphinx_scorer"] = Case(lambda w: PocketSphinxScorerConfig(), ("utterances", "hypotheses"))
 
 
@@ -95,6 +130,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         soundfile.write(folder / f"{name}.wav", wave, 16000)
     (folder / "broken.wav").write_bytes(b"no audio at all")
     (folder / "lists").write_text("a call anna at noon\nsilent\nb stop it\n")
+    (folder / "phrases.txt").write_text("hannah noon\nanna\nzimbrato\n")
     ids = ["a", "b", "silent", "broken", "unheard"]
     references = ["call anna at noon", "stop", "wait", "never heard", None]
     utterances = pa.Table.from_pylist(
@@ -127,6 +163,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made: dict[str, Any] = {
         "ctc": str(make("parakeet-4x", folder / "ctc")),
         "seq2seq": str(make_seq2seq("whisper", folder / "seq2seq")),
+        "letters_lm": str(make_lm(folder / "letters_lm", letters())),
+        "phrases": str(folder / "phrases.txt"),
         "lm": saved(folder / "lm", bpe())[0],
         "utterances": conform(utterances, "utterances"),
         "hypotheses": hypotheses_table(nbests),
@@ -135,7 +173,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     }
     made["quantiser"] = str(quantiser(Path(made["ctc"]), folder / "units.safetensors"))
     made["elsewhere"] = called(STAGES["imported"].config(made), [made["utterances"]])
-    for name in ("causal_lm", "nbest_errors", "log_linear", "speech_units"):
+    for name in ("causal_lm", "nbest_errors", "log_linear", "speech_units", "context"):
         config = STAGES[name].config(made)
         made[config.WRITES] = called(config, [made[table] for table in STAGES[name].inputs])
     return made
@@ -144,7 +182,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def called(config: StageConfig, tables: list[pa.Table]) -> pa.Table:
     """The stage on exactly the columns that its config declares to read, as an executor calls it."""
     names = {"hypotheses": "hypotheses", "sources": "scores", "audio_uri": "utterances", "text": "transcripts"}
-    names["units"] = "units"
+    names |= {"units": "units", "phrases": "context"}
     handed = []
     for table in tables:
         kind = next((names[c] for c in table.column_names if c in names), "nbest_errors")
