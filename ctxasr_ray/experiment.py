@@ -23,6 +23,8 @@ from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
 from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
+from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
+from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import Resources, Stage
 
 FirstPass: TypeAlias = (
@@ -36,7 +38,7 @@ FirstPass: TypeAlias = (
     | ImportedConfig
 )
 """Recordings -> N-best lists."""
-Scorer: TypeAlias = CausalLmConfig | AttentionScorerConfig | CtcScorerConfig | PocketSphinxScorerConfig
+Scorer: TypeAlias = CausalLmConfig | AttentionScorerConfig | CtcScorerConfig | PocketSphinxScorerConfig | SpeechLmConfig
 """N-best lists -> scores of every hypothesis."""
 Candidates: TypeAlias = UnionConfig | KeywordCandidatesConfig
 """N-best lists -> another N-best list."""
@@ -80,6 +82,8 @@ class Rescoring:
     """Weights by source (and length_bonus) instead of a fit on dev."""
     num_hypotheses: int | None = None
     """Only the first ones of each list are scored; None: all."""
+    units: SpeechUnitsConfig | None = None
+    """What its speech-text LMs hear: units of the quantiser that lies beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from ctxasr_ray.metrics.keywords import KeywordCountsConfig
 from ctxasr_ray.metrics.nbest_errors import KEYWORDS, NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.summary import SummaryConfig
+from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import StageConfig, Step
 
 
@@ -61,7 +62,7 @@ class Line:
 Config = TypeVar("Config", bound=StageConfig)
 Classes: TypeAlias = tuple[tuple[str, str], ...]
 """(unit, word class) pairs that are counted in a list."""
-_SERVING: Final = ("context", "hypotheses", "scores", "transcripts")
+_SERVING: Final = ("context", "hypotheses", "units", "scores", "transcripts")
 """Tables that are made again for every new recording; weights and errors are not."""
 
 
@@ -156,7 +157,8 @@ class _Layout:
             top = TopConfig(num_hypotheses=rescoring.num_hypotheses)
             hypotheses = self._step(f"{hypotheses.name}_top_{rescoring.num_hypotheses}", top, (hypotheses,))
         scores = [
-            self._fed(f"scores_{scorer.source}{_of(hypotheses)}", scorer, (hypotheses,)) for scorer in rescoring.scorers
+            self._fed(f"scores_{scorer.source}{_of(hypotheses)}", scorer, (hypotheses,), units=rescoring.units)
+            for scorer in rescoring.scorers
         ]
         inputs = (hypotheses, *scores)
         if rescoring.fixed_weights is None:
@@ -206,18 +208,32 @@ class _Layout:
         lists: tuple[Step, ...],
         context: ContextConfig | None = None,
         shortlist: ShortlistConfig | None = None,
+        units: SpeechUnitsConfig | None = None,
     ) -> Step:
-        """A step whose inputs are what its config reads, in that order: the corpus, N-best lists, context."""
+        """A step whose inputs are what its config reads, in that order: the corpus, N-best lists, units, context."""
         inputs: list[Step] = []
         for table in config.READS:
             if table == "utterances":
                 inputs.append(self._corpus)
             elif table == "hypotheses":
                 inputs += lists
+            elif table == "units":
+                inputs.append(self._units(name, units))
             else:
                 known = self._context(context)
                 inputs.append(known if shortlist is None else self._shortlist(shortlist, lists[0], known))
         return self._step(name, self._with_catalogue(config), tuple(inputs))
+
+    def _units(self, reader: str, config: SpeechUnitsConfig | None) -> Step:
+        """The units of the corpus, made once for every scorer that hears with this encoder and quantiser."""
+        if config is None:
+            raise ValueError(
+                f"'{reader}' hears speech units, and its rescoring says nothing of them. Set `units` of the rescoring "
+                "to a SpeechUnitsConfig: the encoder, and the units.safetensors that lies beside the speech-text LM."
+            )
+        known = [step for step in self.steps if step.config.WRITES == "units"]
+        same = [step for step in known if step.config == config]
+        return same[0] if same else self._step(f"units_{len(known) + 1}", config, (self._corpus,))
 
     def _shortlist(self, config: ShortlistConfig, hypotheses: Step, context: Step) -> Step:
         name = f"shortlist_{context.name}{_of(hypotheses)}"

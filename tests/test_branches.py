@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_speech_lm import saved_speech_lm
 
 from ctxasr_ray import layout
 from ctxasr_ray.candidates.top import TopConfig
@@ -13,9 +15,14 @@ from ctxasr_ray.cli import main
 from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
+from ctxasr_ray.models.checkpoint import fingerprint
+from ctxasr_ray.models.speech_lm import QUANTISER
+from ctxasr_ray.models.speech_units import Quantiser
 from ctxasr_ray.nbest import Hypothesis, NBest, hypotheses_table, read_nbest
 from ctxasr_ray.recipes.evaluation import quickstart
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
+from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import Costs
 
 LM = CausalLmConfig(model=asset("lm"))
@@ -100,3 +107,54 @@ def test_the_first_hypotheses_of_each_list_are_kept() -> None:
     assert costs.counters["left_out"] == 1
     with pytest.raises(ValueError, match="at least 1"):
         TopConfig(num_hypotheses=0)
+
+
+def heard(directory: str) -> Experiment:
+    """The lists rescored by a speech-text LM in both orders, and by its text side alone."""
+    units = SpeechUnitsConfig(encoder=asset("ctc"), quantiser=f"{directory}/{QUANTISER}")
+    first, second = (
+        SpeechLmConfig(model=directory, order=order, source=order)
+        for order in ("speech_first", "text_first")  # type: ignore[arg-type]  # literals
+    )
+    return replace(
+        branched(),
+        scorers=(),
+        branches={},
+        rescorings={
+            "speech_first": Rescoring(scorers=(first,), units=units, weights=FAST),
+            "text_first": Rescoring(scorers=(second,), units=units, weights=FAST),
+            "text_alone": Rescoring(scorers=(CausalLmConfig(model=directory),), weights=FAST),
+        },
+    )
+
+
+def test_a_speech_text_lm_hears_the_units_of_the_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("espeakng_loader")
+    directory, _, _ = saved_speech_lm(tmp_path / "lm", num_units=9)
+    Quantiser(
+        centroids=np.random.default_rng(0).standard_normal((9, 128)).astype(np.float32),
+        encoder=fingerprint(asset("ctc"), None)["model"],
+        layer=3,
+        seed=0,
+        num_frames=9,
+    ).save(tmp_path / "lm" / QUANTISER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("test_branches.heard_here", lambda: heard(directory), raising=False)
+    words = ["evaluate", "test_branches:heard_here", "--root", "run", "--json", "--executor", "inline"]
+    words += ["--synthetic.num-dev", "4", "--synthetic.num-test", "2", "--num-replicates", "100"]
+    assert main(words) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    timed = {r["system"]: r["value"] for r in records if (r["metric"], r["split"]) == ("real_time_factor", "test")}
+    assert {"speech_first", "text_first", "text_alone"} <= timed.keys()
+    line = layout.line(heard(directory))
+    assert [step.name for step in line.steps if step.config.WRITES == "units"] == ["units_1"], "made once for both"
+    assert "units_1" in [step.name for step in line.above("speech_first")], "its time counts"
+    assert "units_1" not in [step.name for step in line.above("text_alone")]
+
+
+def test_a_speech_text_lm_without_units_is_refused_with_the_remedy() -> None:
+    deaf = Rescoring(scorers=(SpeechLmConfig(model="anywhere"),))
+    with pytest.raises(ValueError, match=r"scores_speech_lm' hears speech units.*Set `units`.*units.safetensors"):
+        layout.line(replace(branched(), branches={}, rescorings={"deaf": deaf}))

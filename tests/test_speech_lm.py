@@ -24,6 +24,7 @@ from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
 from ctxasr_ray.stage import Costs, StageConfig
 from ctxasr_ray.training.heard import warp_mel, word_ends
 from ctxasr_ray.training.loop import run
+from ctxasr_ray.training.objectives import expected_word_errors, mwer
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
 from ctxasr_ray.training.speech_text import Mix, SpeechText, SpeechTextTask
 
@@ -256,6 +257,25 @@ def test_what_cannot_be_learnt_from_is_left_out_with_its_reason(tmp_path: Path) 
     assert len(odd.lengths) < len(whole.lengths)
 
 
+def test_the_control_sees_the_same_texts_in_the_same_batches_and_nothing_spoken(tmp_path: Path) -> None:
+    mix = Mix(text=0.25, speech_then_text=0.25, text_then_speech=0.25, alternating=0.25)
+    hears = task(mix=mix).build(tmp_path, 0)
+    deaf = task(mix=mix, speech=False).build(tmp_path, 0)
+    assert np.array_equal(hears.lengths, deaf.lengths), "batches are cut by the lengths"
+    assert hears.names(np.arange(40)) == deaf.names(np.arange(40))
+    for index in range(len(hears.lengths)):
+        one, other = (t.batch(np.asarray([index]), np.random.default_rng(0)) for t in (hears, deaf))
+        assert one["input_ids"][one["weights"] == 1].tolist() == other["input_ids"].flatten().tolist()
+        assert set(other["weights"].flatten().tolist()) == {1.0}
+    same = sum(p.numel() for p in hears.model.parameters()) == sum(p.numel() for p in deaf.model.parameters())
+    assert same, "a control of another size controls nothing"
+    with torch.inference_mode():
+        figures = deaf.evaluate()
+    assert set(figures) == {"dev_word_perplexity_alone"}
+    with pytest.raises(ValueError, match="nothing is left without speech"):
+        task(mix=Mix(speech=0.5, speech_then_text=0.0, alternating=0.15), speech=False)
+
+
 def test_units_weigh_what_the_task_says_and_padding_nothing(tmp_path: Path) -> None:
     built = task(unit_weight=0.25).build(tmp_path, 0)
     text, spoken = 0, next(i for i, own in enumerate(built._sequences) if built._speech.text in own)
@@ -287,3 +307,53 @@ def test_the_loss_falls_and_what_is_written_scores(tmp_path: Path) -> None:
     assert scores["log_probs"][0] < 0
     figures = json.loads((tmp_path / "training.json").read_text())["figures"]
     assert set(figures) == {f"dev_word_perplexity_{k}" for k in ("alone", "heard", "misheard")}
+
+
+# ---- MWER
+
+
+def drawn_lists() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores, errors and mask of three lists, one of them shorter, one with equal errors."""
+    generator = torch.Generator().manual_seed(3)
+    scores = 2.0 * torch.randn((3, 4), generator=generator, dtype=torch.float64)
+    errors = torch.tensor([[0, 2, 1, 5], [1, 0, 9, 9], [3, 3, 3, 3]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [True] * 4])
+    return scores, errors, mask
+
+
+def test_the_gradient_of_expected_errors_is_its_closed_form_and_finite_differences() -> None:
+    scores, errors, mask = drawn_lists()
+    leaf = scores.clone().requires_grad_()
+    expected_word_errors(leaf, errors, mask).backward()  # type: ignore[no-untyped-call]  # torch
+    assert leaf.grad is not None
+
+    def by_hand(values: np.ndarray[Any, Any]) -> float:
+        total = 0.0
+        for own, wrong, there in zip(values, errors.numpy(), mask.numpy(), strict=True):
+            weights = np.exp(own[there] - own[there].max())
+            total += float((weights / weights.sum()) @ wrong[there]) / len(values)
+        return total
+
+    assert float(expected_word_errors(scores, errors, mask)) == pytest.approx(by_hand(scores.numpy()), abs=1e-6)
+    for row in range(3):
+        there = mask[row]
+        posteriors = scores[row][there].softmax(-1)
+        wrong = errors[row][there].double()
+        closed = posteriors * (wrong - posteriors @ wrong) / 3
+        torch.testing.assert_close(leaf.grad[row][there], closed, atol=1e-6, rtol=0)
+        for place in range(4):
+            step = np.zeros((3, 4))
+            step[row, place] = 1e-5
+            slope = (by_hand(scores.numpy() + step) - by_hand(scores.numpy() - step)) / 2e-5
+            assert float(leaf.grad[row, place]) == pytest.approx(slope, abs=1e-6)
+    assert leaf.grad[2].abs().max() < 1e-7, "equal errors teach nothing"
+    assert leaf.grad[1, 2:].tolist() == [0.0, 0.0], "padding is nobody's hypothesis"
+
+
+def test_an_empty_list_is_refused_and_the_share_of_cross_entropy_is_added() -> None:
+    scores, errors, mask = drawn_lists()
+    mask[1] = False
+    with pytest.raises(ValueError, match=r"utterances \[1\] of the batch have an empty N-best list.*leave them out"):
+        expected_word_errors(scores, errors, mask)
+    whole = mwer(torch.tensor(2.0), torch.tensor(3.0), cross_entropy_share=0.01)
+    assert float(whole) == pytest.approx(2.03)

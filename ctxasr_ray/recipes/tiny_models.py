@@ -107,23 +107,33 @@ def train_attention() -> TrainingConfig:
 
 
 def train_speech_lm() -> TrainingConfig:
-    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 15 hours of speech and more text."""
+    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 8 hours of speech and more text."""
     return TrainingConfig(
         name="speech_lm",
         seed=16,
         task=SpeechTextTask(
-            train=SyntheticSpeech(num_utterances=12_000),
+            train=SyntheticSpeech(num_utterances=6000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
-            text=SyntheticText(num_sentences=24_000, num_seeds=40),
+            text=SyntheticText(num_sentences=6000, num_seeds=40),
             initial=LM,
             encoder=CTC,
-            mix=Mix(text=0.15, speech_then_text=0.55, text_then_speech=0.05, alternating=0.25),
+            layer=4,
+            num_units=200,
+            num_quantiser_utterances=300,
+            mix=Mix(text=0.15, speech_then_text=0.45, text_then_speech=0.05, alternating=0.35),
         ),
-        num_steps=4000,
-        batch_size=4096,
+        num_steps=1800,
+        batch_size=2048,
         optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=100, weight_decay=0.02),
-        precision="bfloat16",
+        evaluate_every=300,
     )
+
+
+def train_speech_lm_control() -> TrainingConfig:
+    """Trains the control of `train_speech_lm`: the same LM, texts and steps, with nothing spoken."""
+    heard = train_speech_lm()
+    assert isinstance(heard.task, SpeechTextTask)
+    return replace(heard, name="speech_lm_control", task=replace(heard.task, speech=False))
 
 
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
@@ -133,6 +143,7 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "attention_start": train_attention_start,
     "attention": train_attention,
     "speech_lm": train_speech_lm,
+    "speech_lm_control": train_speech_lm_control,
 }
 """Names that `ctxasr train` knows."""
 

@@ -1,6 +1,6 @@
-"""What is minimised: cross entropy, CTC, and their mixture, each in nats per target token.
+"""What is minimised: cross entropy, CTC and their mixture in nats per target token, and expected word errors.
 
-Letters of shapes: B utterances, T frames, N target positions, V vocabulary.
+Letters of shapes: B utterances, T frames, N target positions, V vocabulary, H hypotheses.
 """
 
 import itertools
@@ -69,6 +69,48 @@ def joint(ctc_loss: Tensor, attention_loss: Tensor, *, ctc_weight: float) -> Ten
         Watanabe et al. 2017, Hybrid CTC/attention architecture, equation 27.
     """
     return torch.lerp(attention_loss, ctc_loss, ctc_weight)
+
+
+def expected_word_errors(scores_BH: Tensor, errors_BH: Tensor, mask_BH: Tensor) -> Tensor:
+    """Mean over utterances of the word errors that are expected when hypotheses are drawn by their scores (MWER).
+
+    With P the softmax of an utterance's scores, the gradient by a score is P_i (e_i - sum_j P_j e_j) / B: nothing where
+    all errors of a list are equal, so such a list needs no special case.
+
+    Args:
+        scores_BH: Fused log scores in nats, unnormalised; any float type, the softmax is taken in float32.
+        errors_BH: Word edit errors of each hypothesis.
+        mask_BH: bool, False for padding, whose scores and errors may be anything.
+
+    Returns:
+        Scalar, float32, in words per utterance.
+
+    Raises:
+        ValueError: an utterance without hypotheses; names its row.
+
+    Reference:
+        Shivakumar et al., 2409.16654, the MWER loss over N-best lists; Prabhavalkar et al. 2018, Minimum word error
+        rate training for attention-based sequence-to-sequence models. The division by utterances is ours.
+    """
+    empty = (~mask_BH.any(-1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"MWER: utterances {empty[:5]} of the batch have an empty N-best list, over which nothing can be expected; "
+            "leave them out, with their reason, before training."
+        )
+    posteriors_BH = scores_BH.float().masked_fill(~mask_BH, -torch.inf).softmax(-1)
+    return (posteriors_BH * errors_BH.float().masked_fill(~mask_BH, 0.0)).sum(-1).mean()
+
+
+def mwer(expected_errors: Tensor, cross_entropy_loss: Tensor, *, cross_entropy_share: float) -> Tensor:
+    """Expected word errors with a share of cross entropy, which keeps the model a language model.
+
+    Args:
+        expected_errors: Scalar, by `expected_word_errors`.
+        cross_entropy_loss: Scalar, nats per token of the references.
+        cross_entropy_share: At least 0; 0.01 in Prabhavalkar et al. 2018, section 3.2.
+    """
+    return expected_errors + cross_entropy_share * cross_entropy_loss
 
 
 def frames_needed(target: list[int]) -> int:

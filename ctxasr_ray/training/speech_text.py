@@ -76,8 +76,17 @@ class SpeechTextTask:
     """Weight of a unit or mark in the loss; a piece of text weighs 1. Units are many and mostly noise."""
     warp: float = 0.15
     """Largest stretch of the mel axis of the training speech before it is encoded; see `heard.warp_mel`."""
+    speech: bool = True
+    """False trains the control: the same examples in the same batches, everything spoken taken out of them."""
     features_directory: str | None = runtime_field(None)
     """Where the log-mel features lie; None keeps them in the run's directory."""
+
+    def __post_init__(self) -> None:
+        if not self.speech and self.mix.speech:
+            raise ValueError(
+                f"the mix has a share of {self.mix.speech} of speech alone, of which nothing is left without speech; "
+                "set mix.speech to 0."
+            )
 
     def build(self, directory: Path, num_processes: int) -> "SpeechText":
         """Fits the quantiser, makes the units of train and dev and extends the LM."""
@@ -132,6 +141,9 @@ class SpeechText:
                 self._sequences.append(sequence)
         self.left_out = left_out
         self.lengths = np.asarray([len(s) for s in self._sequences], np.int64)
+        self._hears = config.speech
+        if not config.speech:  # marks and units stand behind all other tokens of the vocabulary
+            self._sequences = [s[s < self._speech.speech] for s in self._sequences]
 
     def _examples(
         self, config: SpeechTextTask, train: "Features", heard: "Heard"
@@ -224,14 +236,13 @@ class SpeechText:
         return nats_BN, batch["weights"][:, 1:]
 
     def evaluate(self) -> dict[str, float]:
-        """Measures the perplexity per word of dev texts alone, behind their own speech, and behind another's."""
+        """Measures the perplexity per word of dev texts alone and, but for the control, behind own and other speech."""
         units, texts = self._dev.units, self._dev_texts
         others = [*units[1:], *units[:1]]
-        rows = {
-            "alone": [self._text(text) for text in texts],
-            "heard": [self._heard_text(u, text) for u, text in zip(units, texts, strict=True)],
-            "misheard": [self._heard_text(u, text) for u, text in zip(others, texts, strict=True)],
-        }
+        rows = {"alone": [self._text(text) for text in texts]}
+        if self._hears:
+            rows["heard"] = [self._heard_text(u, text) for u, text in zip(units, texts, strict=True)]
+            rows["misheard"] = [self._heard_text(u, text) for u, text in zip(others, texts, strict=True)]
         words = sum(len(text.split()) + 1 for text in texts)
         return {f"dev_word_perplexity_{k}": math.exp(self._text_nats(own) / words) for k, own in rows.items()}
 
