@@ -198,6 +198,8 @@ def _status(words: list[str]) -> int:
     from ctxasr_ray.execution import planning
 
     options = parse_evaluate("status", words)
+    if "://" not in options.root and not Path(options.root).is_dir():
+        raise ValueError(f"there is no run at '{options.root}'; name its folder with --root, or start it: evaluate.")
     store, shards = open_run(options.experiment, options.root, options.manifest)
     _show(planning.status(store, layout.line(options.experiment).steps, shards), options.json)
     return 0
@@ -264,6 +266,9 @@ def _export(words: list[str]) -> int:
     )
     left_out = f", {len(written.left_out)} without a text left out" if written.left_out else ""
     print(f"{written.path}: {written.num_written} utterances{left_out}")
+    if written.failed:
+        shown = ", ".join(written.failed[:5]) + (", ..." if len(written.failed) > 5 else "")
+        print(f"{len(written.failed)} of them failed and are written as empty: {shown}", file=sys.stderr)
     return 0
 
 
@@ -276,7 +281,9 @@ def _show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
     from ctxasr_ray.report.steps import steps_table
 
-    Console().print(steps_table(rows))
+    console = Console()
+    console.width = console.width if console.is_terminal else WIDE
+    console.print(steps_table(rows))
 
 
 def _train(words: list[str]) -> int:

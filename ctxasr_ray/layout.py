@@ -15,6 +15,7 @@ from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.fusion.objective import parse_objective
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.calibration_summary import CalibrationConfig
+from ctxasr_ray.metrics.compositional_oracle import CompositionalOracleConfig
 from ctxasr_ray.metrics.edits import EditCountsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.keywords import KeywordCountsConfig
@@ -136,6 +137,9 @@ class _Layout:
         classes = _classes(branch)
         counts = self._nbest_errors(hypotheses, classes)
         self.errors.append((f"oracle{of}", self._step(f"errors_oracle{of}", OracleConfig(), (counts,))))
+        best_path = CompositionalOracleConfig(normaliser=self._normaliser)
+        step = self._step(f"errors_compositional_oracle{of}", best_path, (hypotheses, self._corpus))
+        self.errors.append((f"oracle{of}/compositional", step))
         for name, rescoring in branch.rescorings.items():
             self._add_rescoring(name, rescoring, hypotheses, confidence, classes)
             if rescoring.num_hypotheses is None:

@@ -46,6 +46,27 @@ def light() -> Resources:
     return Resources(num_cpus=0.25)
 
 
+def check_fit_splits(fit: str, splits: tuple[str, ...]) -> None:
+    """Refuses splits that nothing may be fitted on.
+
+    Raises:
+        ValueError: no split, or another one than dev and train.
+    """
+    if not splits or set(splits) - {"dev", "train"}:
+        raise ValueError(f"{fit}: splits {splits}; fit on dev (or train), never on what is reported.")
+
+
+def refuse_other_splits(fit: str, utterances: pa.Table, splits: tuple[str, ...]) -> None:
+    """Refuses rows that a fit may not see.
+
+    Raises:
+        ValueError: a row is of another split.
+    """
+    found = set(utterances.column("split").to_pylist()) - set(splits)
+    if found:
+        raise ValueError(f"{fit}: rows of the splits {sorted(found)} are among the inputs; expected {splits} only.")
+
+
 @dataclass(slots=True)
 class Costs:
     """Counters and seconds of one shard in one stage; they travel in the receipt, outside equality and hashes."""

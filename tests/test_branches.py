@@ -59,8 +59,11 @@ def test_every_list_has_its_best_its_oracle_and_its_rescorings(
     assert main(words) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wer = {r["system"]: r["value"] for r in records if (r["metric"], r["split"]) == ("wer", "test")}
-    expected = ["first_pass", "oracle", "lm_rescoring", "lm_rescoring/n2", "first_pass/narrow", "oracle/narrow"]
-    assert list(wer) == [*expected, "union", "oracle/union", "lm_rescoring/union"]
+    expected = ["first_pass", "oracle", "oracle/compositional", "lm_rescoring", "lm_rescoring/n2"]
+    expected += ["first_pass/narrow", "oracle/narrow", "oracle/narrow/compositional"]
+    assert list(wer) == [*expected, "union", "oracle/union", "oracle/union/compositional", "lm_rescoring/union"]
+    for of in ("", "/narrow", "/union"):
+        assert wer[f"oracle{of}/compositional"] <= wer[f"oracle{of}"]
     assert wer["oracle/union"] <= min(wer["oracle"], wer["oracle/narrow"])
     assert wer["union"] == wer["first_pass"], "the union begins with the best of its first list"
     timed = {r["system"] for r in records if r["metric"] == "real_time_factor"}

@@ -79,7 +79,7 @@ def test_a_run_gives_its_results_once_and_then_again_for_nothing(
     first = capsys.readouterr()
     records = [json.loads(line) for line in first.out.splitlines()]
     assert records == json.loads(Path("run/report/results.json").read_text())
-    assert {r["system"] for r in records} == {"first_pass", "lm_rescoring", "oracle"}
+    assert {r["system"] for r in records} == {"first_pass", "lm_rescoring", "oracle", "oracle/compositional"}
     assert {r["split"] for r in records} == {"dev", "test"}
     wer = {(r["split"], r["system"]): r for r in records if r["metric"] == "wer"}
     assert all(r["ci_low"] <= r["value"] <= r["ci_high"] and r["signature"] for r in wer.values())
@@ -130,3 +130,12 @@ def test_a_bad_recording_is_a_row_with_a_reason(
     lost = len(text.words(broken["text"], "whisper_english"))
     assert failed["test", "first_pass"]["counts"]["deletions"] >= lost
     assert failed["dev", "first_pass"]["num_failed"] == 0
+
+
+def test_the_status_of_a_run_that_is_not_there_makes_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["status", "quickstart", "--root", "runs/absent"]) != 0
+    assert "there is no run at 'runs/absent'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -80,6 +80,14 @@ def test_references_without_a_text_are_left_out_and_named(tmp_path: Path, form: 
     assert found == {"s2-b": "good bye", "s1-a": "hello world", "s1-d": ""}
 
 
+def test_failed_utterances_are_written_as_empty_and_named(tmp_path: Path) -> None:
+    table = transcripts()
+    types = [None] * (table.num_rows - 1) + ["audio"]
+    table = table.set_column(table.schema.get_field_index("error_type"), "error_type", pa.array(types, pa.string()))
+    written = export("kaldi", tmp_path / "out", utterances=utterances(), transcripts=table)
+    assert written.failed == (table["utterance_id"][-1].as_py(),)
+
+
 def test_trn_is_what_sclite_documents_and_kaldi_text_is_sorted_in_c_order(tmp_path: Path) -> None:
     trn = export("trn", tmp_path / "x.trn", utterances=utterances(), transcripts=transcripts()).path.read_text()
     assert trn == "good buy (s2-b)\n<unk> world (s1-a)\nso (s1-c)\n (s1-d)\n"

@@ -70,7 +70,7 @@ def test_the_fit_is_where_confidence_of_a_whole_pass_equals_accuracy(
 
 def test_test_is_never_fitted_on(tmp_path: Path, recordings: list[str]) -> None:  # noqa: F811
     made = tiny_seq2seq.make("whisper", tmp_path)
-    with pytest.raises(ValueError, match="never on test"):
+    with pytest.raises(ValueError, match="never on what is reported"):
         GateTemperatureConfig(first_pass=AttentionConfig(model=str(made)), splits=("test",))
     built = GateTemperatureConfig(first_pass=AttentionConfig(model=str(made))).build()
     with pytest.raises(ValueError, match=r"rows of the splits \['test'\]"):

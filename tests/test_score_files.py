@@ -128,6 +128,15 @@ def test_ids_of_one_side_only_are_charged_or_counted(tmp_path: Path) -> None:
     assert (row["missing_utterances"], row["extra_utterances"]) == (1, 1)
 
 
+def test_ids_of_one_side_only_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    references = "".join(f"u{i}\ta b\n" for i in range(9))
+    scored(tmp_path, references, "u0\ta b\nu9\tz z z\n")
+    assert [record.getMessage() for record in caplog.records] == [
+        "system 'hyp': 8 utterances it leaves out, charged as all deleted: 'u1', 'u2', 'u3', 'u4', 'u5', ...",
+        "system 'hyp': 1 utterances without a reference, not counted: 'u9'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("form", "text", "message"),
     [

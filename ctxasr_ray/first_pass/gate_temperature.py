@@ -21,7 +21,7 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.recordings import COLUMNS, heard_ahead
 from ctxasr_ray.schema import FITS, conform
-from ctxasr_ray.stage import Costs, Resources
+from ctxasr_ray.stage import Costs, Resources, check_fit_splits, refuse_other_splits
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class GateTemperatureConfig:
 
     def __post_init__(self) -> None:
         """Refuses to fit on what is reported."""
-        if not self.splits or set(self.splits) - {"dev", "train"}:
-            raise ValueError(f"gate_temperature: splits {self.splits}; fit on dev (or train), never on test.")
+        check_fit_splits("gate_temperature", self.splits)
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the recogniser."""
@@ -89,8 +88,7 @@ class GateTemperature:
         """
         (utterances,) = tables
         config, model = self._config, self._model
-        if others := set(utterances.column("split").to_pylist()) - set(config.splits):
-            raise ValueError(f"gate_temperature: rows of the splits {sorted(others)}; expected {config.splits} only.")
+        refuse_other_splits("gate_temperature", utterances, config.splits)
         references, languages = (utterances.column(name).to_pylist() for name in ("reference", "language"))
         confidence_G, num_right, num_tokens = np.zeros(len(TEMPERATURES)), 0, 0
         for heard in heard_ahead(utterances, model.limits(config.first_pass.max_audio_s), 2, costs):

@@ -16,7 +16,7 @@ from ctxasr_ray.metrics.calibration import fit_temperature
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS
 from ctxasr_ray.metrics.judged_words import judge
 from ctxasr_ray.schema import FITS, conform
-from ctxasr_ray.stage import Costs, Resources, Stage
+from ctxasr_ray.stage import Costs, Resources, Stage, check_fit_splits, refuse_other_splits
 
 TEMPERATURE: Final = "temperature"
 
@@ -46,9 +46,7 @@ class ConfidenceConfig:
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        refused = [s for s in self.splits if s not in ("dev", "train")]
-        if refused or not self.splits:
-            raise ValueError(f"confidence: splits {self.splits}; fit on dev (or train), never on what is reported.")
+        check_fit_splits("confidence", self.splits)
 
     def fingerprint(self) -> Mapping[str, str]:
         """The normaliser's version.
@@ -65,11 +63,7 @@ class ConfidenceConfig:
 
     def _fit(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         utterances, transcripts = tables
-        found = set(utterances.column("split").to_pylist()) - set(self.splits)
-        if found:
-            raise ValueError(
-                f"confidence: rows of the splits {sorted(found)} are among the inputs; expected {self.splits} only."
-            )
+        refuse_other_splits("confidence", utterances, self.splits)
         words = judge(utterances, transcripts, self.normaliser)
         known = words.known
         temperature, loss = (

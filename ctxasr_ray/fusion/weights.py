@@ -21,7 +21,7 @@ from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.metrics.significance import Blocks, choose_blocks
 from ctxasr_ray.nbest import ScoreMatrix, flatten, score_matrix
 from ctxasr_ray.schema import FITS, conform
-from ctxasr_ray.stage import Costs, Resources
+from ctxasr_ray.stage import Costs, Resources, check_fit_splits, refuse_other_splits
 
 if TYPE_CHECKING:
     from ctxasr_ray.fusion.line_search import TuningSet
@@ -90,9 +90,7 @@ class WeightsConfig:
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        refused = [s for s in self.splits if s not in ("dev", "train")]
-        if refused or not self.splits:
-            raise ValueError(f"weights: splits {self.splits}; tune on dev (or train), never on what is reported.")
+        check_fit_splits("weights", self.splits)
         parse_objective(self.objective, self.normaliser)
         text.versioned(self.normaliser)
         for name, bounds in self.bounds.items():
@@ -136,7 +134,8 @@ class Weights:
         from ctxasr_ray.fusion.weight_search import WeightSearch, percentile_intervals  # numba takes 0.5 s to load
 
         config, inputs = self.config, read_inputs(tables)
-        _refuse_other_splits(inputs, config.splits)
+        if inputs.utterances is not None:
+            refuse_other_splits("weights", inputs.utterances, config.splits)
         tuning_set, bounds_D2 = read_tuning_set(config, inputs)
         search = WeightSearch(
             tuning_set=tuning_set,
@@ -249,14 +248,6 @@ def _bounds(config: WeightsConfig, matrix: ScoreMatrix, names: list[str]) -> npt
 def _sources(scores: pa.Table) -> list[str]:
     flat = scores.column("sources").combine_chunks().flatten()
     return list(dict.fromkeys(pc.struct_field(flat, ["source"]).to_pylist()))
-
-
-def _refuse_other_splits(inputs: Inputs, splits: tuple[str, ...]) -> None:
-    if inputs.utterances is None:
-        return
-    found = set(inputs.utterances.column("split").to_pylist()) - set(splits)
-    if found:
-        raise ValueError(f"weights: rows of the splits {sorted(found)} are among the inputs; expected {splits} only.")
 
 
 def _blocks(inputs: Inputs) -> Blocks:

@@ -1,5 +1,6 @@
 """Reference and hypothesis files -> RESULTS: the same counting, intervals and signatures as in a run."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,9 @@ from ctxasr_ray.stage import Costs
 
 BIASED: Final = ("biased_wer", "unbiased_wer")
 NO_LISTS: Final = WordLists(common_words=None)
+log = logging.getLogger("ctxasr_ray")
+_SHOWN: Final = 5
+"""Ids of one side only that are named; all are counted."""
 _LENGTHS: Final = (0, 1, 6, 11, 21, 41)
 """Least number of words of each length group."""
 
@@ -73,6 +77,7 @@ def score_files(
                 f"{systems[name]}: shares no utterance id with {references}; for example "
                 f"'{next(iter(found), '')}' there and '{spoken[0].utterance_id}' here. Give files of one corpus."
             )
+        _speak_up(name, {s.utterance_id: None for s in spoken}, found)
     if baseline is not None and baseline not in systems:
         raise ValueError(f"baseline '{baseline}' is not among the systems {list(systems)}.")
     utterances = _utterances(spoken, Path(references).stem)
@@ -109,6 +114,16 @@ def json_rows(results: pa.Table) -> list[dict[str, Any]]:
         )
         rows[-1]["condition"] = dict(row["condition"])
     return rows
+
+
+def _speak_up(system: str, expected: Mapping[str, object], found: Mapping[str, str]) -> None:
+    """Names ids of one side only on standard error."""
+    missing = [f"'{name}'" for name in expected if name not in found]
+    extra = [f"'{name}'" for name in found if name not in expected]
+    for ids, said in ((missing, "it leaves out, charged as all deleted"), (extra, "without a reference, not counted")):
+        if ids:
+            shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+            log.warning("system '%s': %s utterances %s: %s", system, f"{len(ids):,}", said, shown)
 
 
 def _named(hypotheses: Sequence[str | Path]) -> dict[str, str]:

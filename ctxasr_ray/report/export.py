@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ctxasr_ray.corpora import nemo
 from ctxasr_ray.metrics.spoken import plain_words
@@ -30,6 +31,8 @@ class Exported:
     """Utterances in the file; in a ctm, words."""
     left_out: tuple[str, ...]
     """Utterances without a reference, where references were asked for and the format has no word for unknown."""
+    failed: tuple[str, ...] = ()
+    """Utterances whose decoding failed, written as empty transcripts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,12 @@ def export(
         rows = [replace(row, text=None) for row in rows]  # `text` of a manifest is the reference anyway
     unknown = [row.name for row in rows if row.text is None] if form in ("trn", "kaldi") else []
     lines = list(_WRITERS[form]([row for row in rows if row.text is not None] if unknown else rows))
-    return Exported(path=_write(path, lines), num_written=len(lines), left_out=tuple(unknown))
+    failed = () if transcripts is None else _failed(transcripts)
+    return Exported(path=_write(path, lines), num_written=len(lines), left_out=tuple(unknown), failed=failed)
+
+
+def _failed(transcripts: pa.Table) -> tuple[str, ...]:
+    return tuple(transcripts.filter(pc.is_valid(transcripts["error_type"]))["utterance_id"].to_pylist())
 
 
 def _rows(utterances: pa.Table, transcripts: pa.Table | None) -> list[_Row]:

@@ -18,7 +18,7 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     planned = bool(rows) and "resources" in rows[0]
     table = Table(box=box.SIMPLE_HEAD, caption=_LEGEND, caption_justify="left", padding=(0, 1, 0, 0))
-    table.add_column("step", no_wrap=True)
+    table.add_column("step", overflow="fold")
     for name in ("done", "to do", "waits", "errors"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("actors",) if planned else ("rows", "busy s", "last", "writer"):

@@ -9,7 +9,7 @@ from typing import Final
 
 from ctxasr_ray.metrics.rates import HIGHER_IS_BETTER
 
-BOUNDS: Final = ("oracle", "compositional_oracle")
+BOUNDS: Final = ("oracle",)
 """Families that look at the reference: what a list allows, not what a system reaches."""
 
 _SETTINGS: Final[Mapping[str, str]] = {"n": "num_hypotheses", "list": "list_size"}
