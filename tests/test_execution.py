@@ -311,6 +311,7 @@ def test_plan_knows_what_is_committed_and_touches_nothing(tmp_path: Path) -> Non
     run_inline(store, steps, shards)
     assert {pending + unknown for _, pending, unknown in counts().values()} == {0}
     assert plan(store, steps, shards)[0]["resources"]["num_actors"] == 1
+    assert plan(store, steps, shards)[0]["lm_pool"] is None
     assert store.read(steps[5], shards[0]).num_rows == shards[0].num_rows  # plan leaves the fits resolved
 
 

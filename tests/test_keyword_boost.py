@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,9 +12,9 @@ from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.keywords.automaton import build, spellings, word_shape
 from ctxasr_ray.keywords.automaton_kernels import Automaton
 from ctxasr_ray.keywords.context import ContextConfig
-from ctxasr_ray.nbest import read_nbest
-from ctxasr_ray.search.boosted_beam import search_with_boost
+from ctxasr_ray.nbest import Score, read_nbest
 from ctxasr_ray.search.ctc_beam import CtcBeamSearch, Labelling
+from ctxasr_ray.search.fusion import Fusion, Wake
 from ctxasr_ray.search.keyword_boost import KeywordBoost
 from ctxasr_ray.search.lockstep import search_in_lockstep
 from ctxasr_ray.stage import Costs
@@ -32,6 +34,43 @@ def _log_probs(seed: int, num_frames: int = 14, sharpness: float = 1.5) -> np.nd
     return SEARCH.checked(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
 
 
+def search_with_boost(
+    search: CtcBeamSearch, log_probs: np.ndarray, shared: Automaton, own: Automaton, *others: Fusion
+) -> list[Labelling]:
+    """In compiled code, unless another fusion changes candidates too."""
+    return search_in_lockstep(search, [log_probs], [KeywordBoost(automata=[(shared, own)]), *others])[0].labellings
+
+
+class EveryFrame:
+    """A fusion that changes candidates by nothing, so that the search goes frame by frame."""
+
+    name, num_states, max_bonus = "every_frame", 0, 0.0
+
+    def begin(self, num_utterances: int) -> list[Any]:
+        return [self] * num_utterances
+
+    def compiled(self, column: int) -> None:
+        return None
+
+    def expanded(self, beam: Any, candidates: Any, states: Any) -> None:
+        pass
+
+    def wake(self) -> Wake:
+        return Wake()
+
+    def pruned(self, view: Any) -> tuple[()]:
+        return ()
+
+    def ended(self, view: Any) -> tuple[()]:
+        return ()
+
+    def scores(self, row: int) -> tuple[Score, ...]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
+
 def _key(found: list[Labelling]) -> list[tuple[list[int], float, float]]:
     return [(one.token_ids.tolist(), one.log_prob, one.fusion) for one in found]
 
@@ -45,20 +84,21 @@ def test_an_empty_list_is_no_fusion_to_the_bit() -> None:
     for seed in range(20):
         plain = SEARCH.search(_log_probs(seed))
         assert _key(search_with_boost(SEARCH, _log_probs(seed), empty, empty)) == _key(plain)
-        boost = KeywordBoost(automata=[[empty]])
-        (fused,) = search_in_lockstep(SEARCH, [_log_probs(seed)], [boost])
-        assert _key(fused.labellings) == _key(plain)
+        assert _key(search_with_boost(SEARCH, _log_probs(seed), empty, empty, EveryFrame())) == _key(plain)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.floats(-1.0, 3.0, width=32))
 def test_compiled_and_frame_by_frame_searches_agree(seed: int, weight: float) -> None:
     shared, own = _automaton("ab", "cd ab", "b", weight=weight), _automaton("abc", "d", weight=1.0)
-    compiled = search_with_boost(SEARCH, _log_probs(seed), shared, own)
-    (fused,) = search_in_lockstep(SEARCH, [_log_probs(seed)], [KeywordBoost(automata=[[shared, own]])])
-    assert [_text(one) for one in compiled] == [_text(one) for one in fused.labellings]
-    assert np.allclose([one.fusion for one in compiled], [one.fusion for one in fused.labellings])
-    assert [s[0].kind for s in fused.scores] == ["bonus"] * len(compiled)
+    boost = KeywordBoost(automata=[(shared, own)])
+    (compiled,) = search_in_lockstep(SEARCH, [_log_probs(seed)], [boost])
+    (fused,) = search_in_lockstep(SEARCH, [_log_probs(seed)], [boost, EveryFrame()])
+    assert [_text(one) for one in compiled.labellings] == [_text(one) for one in fused.labellings]
+    for found in (compiled, fused):
+        assert [s[0].kind for s in found.scores] == ["bonus"] * len(found.labellings)
+        bonuses = [found.scores[n][0].log_prob for n in range(len(found.labellings))]
+        assert np.allclose(bonuses, [one.fusion for one in found.labellings])
 
 
 def test_a_bonus_belongs_to_whole_words_that_stand_in_the_text() -> None:

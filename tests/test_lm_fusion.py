@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_causal_lms import EOS, one_by_one, tiny
 
+from ctxasr_ray.keywords.automaton import build, spellings, word_shape
 from ctxasr_ray.models.causal_lm import CausalLm
 from ctxasr_ray.models.tree_sessions import TreeSessions
 from ctxasr_ray.models.word_boundaries import WordBoundaries
@@ -19,6 +20,7 @@ from ctxasr_ray.search.ctc_beam import CtcBeamSearch
 from ctxasr_ray.search.ctc_forced import ctc_forward_scores
 from ctxasr_ray.search.delayed_fusion import FixedInterval, ShortestHypothesis
 from ctxasr_ray.search.fusion import Fusion
+from ctxasr_ray.search.keyword_boost import KeywordBoost
 from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
 from ctxasr_ray.search.lm_texts import FusedLm
 from ctxasr_ray.search.lm_units import LabelUnits, Units, WordUnits, label_tokens
@@ -95,7 +97,7 @@ class World:
         )
 
     def search(self, log_probs: Sequence[np.ndarray], *fusions: Any, lockstep: int = 4) -> list[FusedList]:
-        kinds = fusions[0].kinds if fusions else ()
+        kinds = next((fusion.kinds for fusion in fusions if hasattr(fusion, "kinds")), ())
         search = CtcBeamSearch(blank_id=0, num_labels=log_probs[0].shape[1], label_kinds=kinds, **self.beam)
         found: list[FusedList] = []
         for start in range(0, len(log_probs), lockstep):
@@ -298,6 +300,50 @@ def test_fusions_combine_and_a_weight_of_zero_is_none() -> None:
         assert one.fusion == pytest.approx(0.8 * (scores[0].log_prob + scores[1].log_prob) + 0.4 * words, abs=1e-4)
     (nothing,) = world.search(log_probs, world.fusion(TRIGGERS["shallow"], lm_weight=0.0, length_bonus=0.0))
     assert texts(nothing) == texts(world.search(log_probs)[0])
+
+
+@pytest.mark.parametrize("trigger", ["shallow", "every 4 frames", "shortest"])
+def test_a_language_model_and_a_keyword_boost_add_up_and_each_keeps_its_own_sum(trigger: str) -> None:
+    world, log_probs = World(**UNBOUNDED), [posteriors(seed, 5) for seed in (3, 4)]
+    lm, boost = world.fusion(TRIGGERS[trigger]), keyword_boost(len(log_probs))
+    plain = world.search(log_probs, lm)
+    for found, other, reverse in zip(
+        world.search(log_probs, lm, boost), plain, world.search(log_probs, boost, lm), strict=True
+    ):
+        without = {tuple(one.token_ids): one for one in other.labellings}
+        sums = {tuple(one.token_ids): one.fusion for one in reverse.labellings}
+        assert {tuple(one.token_ids): one.fusion for one in found.labellings} == pytest.approx(sums)
+        assert set(without) == {tuple(one.token_ids) for one in found.labellings}
+        for one, scores in zip(found.labellings, found.scores, strict=True):
+            assert [score.source for score in scores] == ["causal_lm", "causal_lm/eos", "keyword_boost"]
+            alone = without[tuple(one.token_ids)]
+            assert one.fusion == pytest.approx(alone.fusion + scores[2].log_prob, abs=1e-4)
+            assert one.log_prob == pytest.approx(alone.log_prob, abs=1e-9)
+        assert any(scores[2].log_prob > 0 for scores in found.scores)
+
+
+def keyword_boost(num_utterances: int) -> KeywordBoost:
+    """The word "ab" at 1.5 nats per label."""
+    shape = word_shape(PIECES)
+    phrase = [np.array([PIECES.index("a"), PIECES.index("b")], np.int32)]
+    empty = build(spellings([]), [], shape)
+    return KeywordBoost(automata=[(build(spellings([phrase]), [1.5], shape), empty)] * num_utterances)
+
+
+def test_a_boost_goes_on_where_the_language_model_fails() -> None:
+    world = World()
+    sick = world.fusion(TRIGGERS["every 4 frames"])
+    sick = replace(sick, lm=replace(sick.lm, scorer=Sick(sick.lm.scorer, 40)))
+    log_probs = [posteriors(8, 40)]
+    (found,) = world.search(log_probs, sick, keyword_boost(1))
+    assert "the model gave nan" in found.left_out["causal_lm"]
+    (alone,) = search_in_lockstep(
+        CtcBeamSearch(blank_id=0, num_labels=len(PIECES), label_kinds=sick.kinds, **world.beam),
+        log_probs,
+        [keyword_boost(1)],
+    )
+    assert texts(found) == texts(alone)
+    assert found.scores == alone.scores
 
 
 def test_a_text_beyond_the_context_loses_its_oldest_words_and_says_so() -> None:

@@ -241,6 +241,23 @@ def test_equal_models_of_several_steps_share_a_pool() -> None:
     ]
 
 
+def test_a_plan_names_what_a_pool_of_a_language_model_asks_for(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from ctxasr_ray.execution.planning import plan
+    from ctxasr_ray.report.steps import steps_table
+
+    store = Store(tmp_path)
+    shards = store.add_corpus(utterances(4, split="dev"), shard_audio_s=20, seed=1)
+    config = dataclasses.replace(CONFIG, lm_pool=Resources(num_actors=3, num_gpus=0.5))
+    rows = plan(store, [Step(name="asking", config=config, inputs=(line()[0],))], shards)
+    assert rows[0]["lm_pool"]["num_actors"] == 3
+    console = Console(width=160)
+    with console.capture() as shown:
+        console.print(steps_table(rows))
+    assert "1 x 1 CPU; LM: 3 x 1 CPU, 0.5 GPU" in shown.get()
+
+
 def test_what_is_replayed_is_what_may_have_children() -> None:
     """The bookkeeping of a session that is opened anew after every round, against a scorer that lives."""
     from ctxasr_ray.distributed.remote_sessions import Session

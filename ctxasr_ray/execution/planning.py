@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ctxasr_ray.stage import GATHERED, Step
+from ctxasr_ray.stage import GATHERED, AsksLm, Resources, Step
 from ctxasr_ray.storage.lease import Leases
 from ctxasr_ray.storage.store import Shard, Store
 
@@ -66,7 +66,8 @@ def plan(store: Store, steps: Sequence[Step], shards: Sequence[Shard]) -> list[d
 
     Returns:
         Rows with step, stage, table, num_shards, num_committed, num_pending, num_unknown (a parent is pending, so that
-        nobody can know yet), num_failures (rows with an error in what is committed), resources (a dict).
+        nobody can know yet), num_failures (rows with an error in what is committed), resources (a dict), lm_pool (a
+        dict of the same kind where the stage asks an LM in a pool of its own, else None).
 
     Raises:
         ValueError: steps out of order, or a fit on test.
@@ -91,7 +92,7 @@ def planned(store: Store, step: Step, shards: Sequence[Shard]) -> dict[str, Any]
     committed = [key for key in keys if key is not None]
     store.prefetch(committed)
     unknown = sum(base is None for base in bases)
-    resources = step.config.resources
+    pool = step.config.lm_pool if isinstance(step.config, AsksLm) else None
     return {
         "step": step.name,
         "stage": step.config.NAME,
@@ -101,8 +102,13 @@ def planned(store: Store, step: Step, shards: Sequence[Shard]) -> dict[str, Any]
         "num_pending": len(bases) - len(committed) - unknown,
         "num_unknown": unknown,
         "num_failures": sum(store.footer(key).receipt["failures"] for key in committed),
-        "resources": {**asdict(resources), "label_selector": dict(resources.label_selector)},
+        "resources": _asked(step.config.resources),
+        "lm_pool": None if pool is None else _asked(pool),
     }
+
+
+def _asked(resources: Resources) -> dict[str, Any]:
+    return {**asdict(resources), "label_selector": dict(resources.label_selector)}
 
 
 def status(store: Store, steps: Sequence[Step], shards: Sequence[Shard]) -> list[dict[str, Any]]:
@@ -117,7 +123,7 @@ def status(store: Store, steps: Sequence[Step], shards: Sequence[Shard]) -> list
     leases = {step.name: Leases.holder(store.folder, store.table_folder(step)) for step in steps}
     for row in plan(store, steps, shards):
         own = [cost for cost in costs if cost["step"] == row["step"]]
-        del row["resources"]
+        del row["resources"], row["lm_pool"]
         rows.append(
             {
                 **row,

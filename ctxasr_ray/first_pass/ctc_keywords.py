@@ -15,7 +15,7 @@ from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
-from ctxasr_ray.nbest import NBest, Score
+from ctxasr_ray.nbest import NBest
 from ctxasr_ray.recordings import COLUMNS
 from ctxasr_ray.stage import Costs, Resources
 
@@ -144,18 +144,20 @@ class CtcKeywordsFirstPass(CtcFirstPass):
         return build(found.spellings, self._boost.boost * np.asarray(weights), self._shape), len(found.lost)
 
     def _nbest(self, utterance_id: str, log_probs_TV: npt.NDArray[np.float32]) -> tuple[NBest, float, int]:
-        from ctxasr_ray.search.boosted_beam import search_with_boost
+        from ctxasr_ray.search.keyword_boost import KeywordBoost
+        from ctxasr_ray.search.lockstep import search_in_lockstep
 
         start = time.perf_counter()
-        shared, own = self._automata[utterance_id]
-        found = search_with_boost(self._search, self._search.checked(log_probs_TV), shared, own)
+        boost = KeywordBoost(automata=[self._automata[utterance_id]], source=self._boost.source)
+        (searched,) = search_in_lockstep(self._search, [self._search.checked(log_probs_TV)], [boost])
+        found = searched.labellings
         hypotheses = ctc_hypotheses(
             self._model,
             log_probs_TV,
             found,
             source=self._config.source,
             num_hypotheses=self._config.num_hypotheses,
-            scores=[(Score(source=self._boost.source, kind="bonus", log_prob=one.fusion),) for one in found],
+            scores=searched.scores,
         )
         nbest = NBest(utterance_id=utterance_id, hypotheses=hypotheses)
         return nbest, time.perf_counter() - start, len(found) - len(hypotheses)

@@ -161,6 +161,16 @@ def advance(
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+def earned(automaton: Automaton, tokens: Int32s) -> float:
+    """Nats that a whole text earns: the bonuses of its complete phrases."""
+    state, total = START, 0.0
+    for token in tokens:
+        state, bonus = on_token(automaton, state, token)
+        total += bonus
+    return total + np.float64(automaton.closing[state]) - np.float64(automaton.lent[state])
+
+
+@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
 def link(automaton: Automaton, parent: Int32s, complete: Floats) -> None:
     """Fills `fall`, `kept` and `closing`; a state's links lead to states of lower numbers, so one pass is enough.
 

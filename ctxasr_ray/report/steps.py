@@ -26,9 +26,15 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         done = f"{row['num_committed']}/{row['num_shards']}"
         rest = (row["num_pending"], row["num_unknown"], row["num_failures"])
-        tail = [_asks(row["resources"])] if planned else _progress(row)
+        tail = [_actors(row)] if planned else _progress(row)
         table.add_row(row["step"], done, *map(str, rest), *tail)
     return table
+
+
+def _actors(row: Mapping[str, Any]) -> str:
+    """What a step asks for, and what the pool of its language model asks for beside it."""
+    own, pool = _asks(row["resources"]), row["lm_pool"]
+    return own if pool is None else f"{own}; LM: {_asks(pool)}"
 
 
 def _asks(resources: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.search.ctc_kernels import expand, log_add, only_blank, prune_labels, select
-from ctxasr_ray.search.ctc_run import run
+from ctxasr_ray.search.ctc_run import NO_BOOST, Boost, run
 from ctxasr_ray.search.ctc_state import (
     INSIDE,
     NEVER,
@@ -19,6 +19,7 @@ from ctxasr_ray.search.ctc_state import (
     Candidates,
     Floats,
     Int32s,
+    Settings,
     Trie,
     empty_beam,
     empty_candidates,
@@ -106,7 +107,14 @@ class CtcBeamSearch:
         return self.finish(state)
 
     def run(
-        self, state: BeamState, log_probs_TV: Floats, until: int, *, shortest: int = NEVER, word_state: int = -1
+        self,
+        state: BeamState,
+        log_probs_TV: Floats,
+        until: int,
+        *,
+        shortest: int = NEVER,
+        word_state: int = -1,
+        boost: Boost = NO_BOOST,
     ) -> None:
         """Searches on in compiled code, to a frame or to a condition, whichever is first.
 
@@ -116,6 +124,7 @@ class CtcBeamSearch:
             until: Frames that are done in the end, at most T.
             shortest: Stops as soon as every row has this many complete words.
             word_state: Stops as soon as this fusion state of a row is not `trie.boundary` of its node; -1 is none.
+            boost: Phrases that earn a bonus.
         """
         state.frame, state.beam, state.spare = run(
             log_probs_TV,
@@ -123,13 +132,8 @@ class CtcBeamSearch:
             until,
             shortest,
             word_state,
-            self.blank_id,
-            self._suppressed(),
-            self._kinds(),
-            self._skip(),
-            self.min_label_log_prob,
-            self.beam_threshold,
-            np.empty(min(self.max_labels_per_frame, self.num_labels), dtype=np.int32),
+            self.settings(),
+            boost,
             state.trie,
             state.beam,
             state.spare,
@@ -160,14 +164,14 @@ class CtcBeamSearch:
             max_bonus: Nats by which fusions may raise a candidate before `prune`; so much further below the best
                 candidates are kept.
         """
-        log_probs = np.ascontiguousarray(log_probs_V, dtype=np.float64)
+        log_probs, settings = np.ascontiguousarray(log_probs_V, dtype=np.float64), self.settings()
         state.frame += 1
-        if log_probs[self.blank_id] >= self._skip():
+        if log_probs[self.blank_id] >= settings.skip_log_prob:
             only_blank(state.beam, log_probs[self.blank_id])
             return False
-        labels = np.empty(min(self.max_labels_per_frame, self.num_labels), dtype=np.int32)
+        labels = np.empty(settings.max_labels, dtype=np.int32)
         positions = np.empty(self.num_labels, dtype=np.int32)
-        kept = prune_labels(log_probs, self.blank_id, self._suppressed(), self.min_label_log_prob, labels, positions)
+        kept = prune_labels(log_probs, self.blank_id, settings.suppressed, self.min_label_log_prob, labels, positions)
         expand(
             state.beam,
             state.trie,
@@ -184,8 +188,8 @@ class CtcBeamSearch:
 
     def prune(self, state: BeamState) -> None:
         """Makes the best candidates the rows of `state.beam`; `parent_row` and `token` say whence they came."""
-        heap = np.empty(self.beam_size, dtype=np.int32)
-        select(state.beam, state.trie, state.candidates, self.beam_threshold, self._kinds(), heap, state.spare)
+        heap, kinds = np.empty(self.beam_size, dtype=np.int32), self.settings().kinds
+        select(state.beam, state.trie, state.candidates, self.beam_threshold, kinds, heap, state.spare)
         state.beam, state.spare = state.spare, state.beam
 
     def finish(self, state: BeamState) -> list[Labelling]:
@@ -218,16 +222,19 @@ class CtcBeamSearch:
             raise ValueError(f"log_probs_TV holds nan, first in frame {t}; expected natural logarithms, at most 0.")
         return log_probs
 
-    def _suppressed(self) -> npt.NDArray[np.bool_]:
-        mask = np.zeros(self.num_labels, dtype=np.bool_)
-        mask[list(self.suppressed)] = True
-        return mask
-
-    def _kinds(self) -> npt.NDArray[np.int8]:
-        return np.asarray(self.label_kinds or (INSIDE,) * self.num_labels, dtype=np.int8)
-
-    def _skip(self) -> float:
-        return np.inf if self.blank_skip_prob is None else float(np.log(self.blank_skip_prob))
+    def settings(self) -> Settings:
+        """The fields as kernels take them."""
+        suppressed = np.zeros(self.num_labels, dtype=np.bool_)
+        suppressed[list(self.suppressed)] = True
+        return Settings(
+            blank_id=self.blank_id,
+            suppressed=suppressed,
+            kinds=np.asarray(self.label_kinds or (INSIDE,) * self.num_labels, dtype=np.int8),
+            skip_log_prob=np.inf if self.blank_skip_prob is None else float(np.log(self.blank_skip_prob)),
+            min_label_log_prob=float(self.min_label_log_prob),
+            beam_threshold=float(self.beam_threshold),
+            max_labels=min(self.max_labels_per_frame, self.num_labels),
+        )
 
 
 def prefix(trie: Trie, node: int) -> Int32s:

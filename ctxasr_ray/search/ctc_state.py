@@ -52,6 +52,22 @@ def source_digest(module: ModuleType) -> str:
     return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
 
 
+class Settings(NamedTuple):
+    """What every frame of a search obeys, as kernels take it; `CtcBeamSearch` says what each means."""
+
+    blank_id: int
+    suppressed: npt.NDArray[np.bool_]
+    """(V,)"""
+    kinds: npt.NDArray[np.int8]
+    """(V,)"""
+    skip_log_prob: float
+    """The blank's log-prob from which a frame is not searched; infinite searches every frame."""
+    min_label_log_prob: float
+    beam_threshold: float
+    max_labels: int
+    """New labels that a row may write in one frame."""
+
+
 class Trie(NamedTuple):
     """Every prefix that was ever in the beam; node 0 is the empty one."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ctxasr_ray.nbest import Score
+from ctxasr_ray.search.ctc_run import Boost
 from ctxasr_ray.search.ctc_state import NEVER, Beam, Candidates, Floats, Int32s, Trie
 from ctxasr_ray.stage import TreeNodes, TreeScorer
 
@@ -125,6 +126,14 @@ class Fusion(Protocol):
 
 class FusedUtterance(Protocol):
     """One fusion on one utterance."""
+
+    def compiled(self, column: int) -> Boost | None:
+        """What the compiled search does in place of `expanded` and `pruned`, None where it cannot.
+
+        Args:
+            column: First of the fusion's own columns of states.
+        """
+        ...
 
     def expanded(self, beam: Beam, candidates: Candidates, states: Int32s) -> None:
         """Adds to `candidates.fusion` and, equally, to `candidates.score`; called in every frame that is searched.

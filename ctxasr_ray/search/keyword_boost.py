@@ -9,52 +9,59 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from ctxasr_ray.keywords.automaton import close
-from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, expand_candidates
+from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, earned, expand_candidates
 from ctxasr_ray.nbest import Score
+from ctxasr_ray.search.ctc_beam import prefix
+from ctxasr_ray.search.ctc_run import Boost
 from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s
 from ctxasr_ray.search.fusion import Ask, View, Wake
-
-NAME = "keyword_boost"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeywordBoost:
     """The boost of some utterances that are searched side by side; a `search.fusion.Fusion`."""
 
-    automata: Sequence[Sequence[Automaton]]
-    """Per utterance its automata, the same number for each; the shared one is the same object everywhere."""
+    automata: Sequence[tuple[Automaton, Automaton]]
+    """Per utterance the automaton that all share, the same object everywhere, and that of its own phrases."""
+    source: str = "keyword_boost"
+    """Name of the bonus in `scores`."""
 
     @property
     def name(self) -> str:
-        """Stands in `scores` too."""
-        return NAME
+        """As its scores."""
+        return self.source
 
     @property
     def num_states(self) -> int:
         """One per automaton."""
-        return max((len(mine) for mine in self.automata), default=0)
+        return 2
 
     @property
     def max_bonus(self) -> float:
         """Nats that one label can earn."""
-        return max((sum(automaton.most for automaton in mine) for mine in self.automata), default=0.0)
+        return max((shared.most + own.most for shared, own in self.automata), default=0.0)
 
     def begin(self, num_utterances: int) -> "list[BoostedUtterance]":
         """One per utterance, in the order of `automata`."""
         assert num_utterances == len(self.automata), "a boost is made for the utterances that it is begun with"
-        return [BoostedUtterance(automata=mine) for mine in self.automata]
+        return [BoostedUtterance(automata=own, source=self.source) for own in self.automata]
 
 
 @dataclass(kw_only=True, slots=True)
 class BoostedUtterance:
     """The boost of one utterance; a `search.fusion.FusedUtterance`."""
 
-    automata: Sequence[Automaton]
+    automata: tuple[Automaton, Automaton]
+    source: str
     frame: int = 0
-    earned: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    bonuses: list[float] = field(default_factory=list)
+
+    def compiled(self, column: int) -> Boost:
+        """All of it."""
+        shared, own = self.automata
+        return Boost(shared=shared, own=own, most=float(shared.most + own.most), column=column)
 
     def expanded(self, beam: Beam, candidates: Candidates, states: Int32s) -> None:
         """Adds what each new label earns."""
@@ -83,16 +90,21 @@ class BoostedUtterance:
         return ()
 
     def ended(self, view: View) -> Iterable[Ask]:
-        """Takes back what partial matches were lent."""
+        """Takes back what partial matches were lent, and adds up what each row has earned of its own."""
         rows = view.num_rows
         for place, automaton in enumerate(self.automata):
             view.beam.fusion[:rows] += close(automaton, view.states[:rows, place])
-        self.earned = view.beam.fusion[:rows].copy()
+        texts = [prefix(view.trie, node) for node in view.beam.node[:rows].tolist()]
+        self.bonuses = [sum(float(earned(automaton, text)) for automaton in self.automata) for text in texts]
         return ()
 
     def scores(self, row: int) -> tuple[Score, ...]:
         """What complete phrases earned."""
-        return (Score(source=NAME, kind="bonus", log_prob=float(self.earned[row])),)
+        return (Score(source=self.source, kind="bonus", log_prob=self.bonuses[row]),)
+
+    def again(self) -> "BoostedUtterance":
+        """The same phrases."""
+        return BoostedUtterance(automata=self.automata, source=self.source)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -107,6 +107,9 @@ class LmUtterance:
         self._frame = self._shortest = 0
         self._finals: list[int] = []
 
+    def compiled(self, column: int) -> None:
+        """Nothing."""
+
     def expanded(self, beam: Beam, candidates: Candidates, states: Int32s) -> None:
         """Nothing."""
 

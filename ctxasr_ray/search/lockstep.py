@@ -11,8 +11,9 @@ import numpy as np
 
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_beam import BeamState, CtcBeamSearch, Labelling
+from ctxasr_ray.search.ctc_run import NO_BOOST
 from ctxasr_ray.search.ctc_state import NEVER, Floats
-from ctxasr_ray.search.fusion import Answer, Ask, FusedUtterance, Fusion, FusionError, View
+from ctxasr_ray.search.fusion import Answer, Ask, Asking, FusedUtterance, Fusion, FusionError, View
 from ctxasr_ray.stage import NextScorer, TreeScorer
 
 
@@ -134,32 +135,39 @@ def _moments(
     ends = np.cumsum([0, *(fusion.num_states for fusion in fusions)]).tolist()
     columns = {f.name: slice(a, b) for f, a, b in zip(fusions, ends[:-1], ends[1:], strict=True)}
     bonuses = [fusion for fusion in fusions if fusion.max_bonus is not None]
+    boosts = [current[fusion.name].compiled(columns[fusion.name].start) for fusion in bonuses]
+    boost = NO_BOOST if not boosts else boosts[0] if len(boosts) == 1 else None
+    awake = {name: part for name, part in current.items() if boost is None or name not in {f.name for f in bonuses}}
     max_bonus = sum(fusion.max_bonus or 0.0 for fusion in bonuses)
-    wakes = {name: part.wake() for name, part in current.items()}
+    wakes = {name: part.wake() for name, part in awake.items()}
     while state.frame < len(log_probs_TV):
-        if not bonuses:
+        if boost is not None:
             search.run(
                 state,
                 log_probs_TV,
                 min([len(log_probs_TV), *(wake.frame for wake in wakes.values())]),
                 shortest=min([NEVER, *(wake.shortest for wake in wakes.values())]),
                 word_state=next((columns[name].start for name, wake in wakes.items() if wake.at_word), -1),
+                boost=boost,
             )
         elif search.expand(state, log_probs_TV[state.frame], max_bonus=max_bonus):
             for fusion in bonuses:
                 states = state.beam.states[:, columns[fusion.name]]
                 current[fusion.name].expanded(state.beam, state.candidates, states)
             search.prune(state)
-        for name, part in current.items():
-            view = View(state.trie, state.beam, state.beam.states[:, columns[name]], state.frame)
-            try:
-                yield from part.pruned(view)
-            except FusionError as fault:
-                raise _LeftOutError(name, str(fault)) from fault
-        wakes = {name: part.wake() for name, part in current.items()}
+        for name, part in awake.items():
+            yield from _moment(name, part.pruned(_view(state, columns[name])))
+        wakes = {name: part.wake() for name, part in awake.items()}
     for name, part in current.items():
-        view = View(state.trie, state.beam, state.beam.states[:, columns[name]], state.frame)
-        try:
-            yield from part.ended(view)
-        except FusionError as fault:
-            raise _LeftOutError(name, str(fault)) from fault
+        yield from _moment(name, part.ended(_view(state, columns[name])))
+
+
+def _view(state: BeamState, columns: slice) -> View:
+    return View(state.trie, state.beam, state.beam.states[:, columns], state.frame)
+
+
+def _moment(name: str, asking: Asking) -> Generator[Ask, Answer, None]:
+    try:
+        yield from asking
+    except FusionError as fault:
+        raise _LeftOutError(name, str(fault)) from fault

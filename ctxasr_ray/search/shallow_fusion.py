@@ -111,6 +111,9 @@ class LabelShallowUtterance:
     frame: int = 0
     finals: list[int] = field(default_factory=list)
 
+    def compiled(self, column: int) -> None:
+        """Nothing."""
+
     def expanded(self, beam: Beam, candidates: Candidates, states: Int32s) -> None:
         """Adds log P(label | prefix) to each candidate that writes one."""
         new = slice(int(beam.size[0]), int(candidates.size[0]))

@@ -147,6 +147,9 @@ class _Watched:
         self._watch = watch
         self.partials: list[Words] = []
 
+    def compiled(self, column: int) -> None:
+        """Nothing."""
+
     def expanded(self, beam: Beam, candidates: Candidates, states: Int32s) -> None:
         """Nothing."""
 
