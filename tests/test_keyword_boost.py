@@ -1,3 +1,5 @@
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from ctxasr_ray.search.ctc_beam import CtcBeamSearch, Labelling
 from ctxasr_ray.search.fusion import Fusion, Wake
 from ctxasr_ray.search.keyword_boost import KeywordBoost
 from ctxasr_ray.search.lockstep import search_in_lockstep
-from ctxasr_ray.stage import Costs
+from ctxasr_ray.stage import Costs, Resources
 
 PIECES = (" ", "a", "b", "c", "d", "")
 SHAPE = word_shape(PIECES)
@@ -192,3 +194,53 @@ def test_the_stage_writes_boosted_lists_and_counts_what_it_cannot_write(tmp_path
         for name, rows_ in lists.items()
     }
     assert hits["boosted"] >= hits["none"]
+
+
+def test_a_language_model_in_the_search_goes_with_the_list(tmp_path: Path) -> None:
+    import soundfile
+
+    from ctxasr_ray.corpora.synthetic import SyntheticConfig
+    from ctxasr_ray.experiment import asset
+    from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+    from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+
+    spoken = [SyntheticConfig().spoken("dev", index) for index in (0, 1)]
+    for one in spoken:
+        soundfile.write(tmp_path / f"{one.utterance_id}.wav", one.samples, 16_000)
+    ids = [one.utterance_id for one in spoken]
+    utterances = pa.table(
+        {
+            "utterance_id": ids,
+            "audio_uri": [str(tmp_path / f"{one}.wav") for one in ids],
+            "start_s": pa.array([0.0] * 2),
+            "duration_s": pa.nulls(2, pa.float64()),
+            "channel": pa.nulls(2, pa.int32()),
+            "keywords": pa.array([list(one.keywords) for one in spoken], pa.list_(pa.string())),
+        }
+    )
+    (tmp_path / "names.txt").write_text("zimbrato\nkowalski\n")
+    catalogue = str(tmp_path / "names.txt")
+    given = ContextConfig(catalogue=catalogue, true_keywords=True, num_distractors=2).build()
+    context = given(utterances, costs=Costs())
+    lm = CausalLmConfig(model=asset("lm"))
+    fused = CtcFusedConfig(
+        first_pass=CtcConfig(model=asset("ctc"), beam_size=16, num_hypotheses=16), lm=lm, lm_weight=0.5
+    )
+    lists = {}
+    for boost in (0.0, 2.0):
+        config = CtcKeywordsConfig(first_pass=fused, catalogue=catalogue, boost=boost)
+        table = schema.conform(config.build()(utterances, context, costs=Costs()), "hypotheses")
+        lists[boost] = read_nbest(table)
+    for with_none, alone in zip(lists[0.0], read_nbest(fused.build()(utterances, costs=Costs())), strict=True):
+        assert [h.text for h in with_none.hypotheses] == [h.text for h in alone.hypotheses]
+        assert [h.scores[:3] for h in with_none.hypotheses] == [h.scores for h in alone.hypotheses]
+    weights = {"ctc": 1.0, "causal_lm": 0.5, "causal_lm/eos": 0.5, "keyword_boost": 1.0}
+    for row in lists[2.0]:
+        totals = [sum(weights[s.source] * s.log_prob for s in h.scores) for h in row.hypotheses]
+        assert totals == pytest.approx(sorted(totals, reverse=True))
+        assert {s.source for s in row.hypotheses[0].scores} == set(weights)
+    assert any(s.log_prob > 0 for row in lists[2.0] for h in row.hypotheses for s in h.scores if s.kind == "bonus")
+    with pytest.raises(ValueError, match="no pool of its own"):
+        CtcKeywordsConfig(first_pass=replace(fused, lm_pool=Resources()))
+    with pytest.raises(ValueError, match=r"first_pass\.lm\.source are both 'causal_lm'"):
+        CtcKeywordsConfig(first_pass=fused, source="causal_lm")

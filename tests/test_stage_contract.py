@@ -78,6 +78,14 @@ STAGES = {
     "ctc_keywords": Case(
         lambda w: CtcKeywordsConfig(first_pass=_ctc(w), catalogue=w["phrases"]), ("utterances", "context"), 1e-3
     ),
+    "ctc_keywords/fused": Case(
+        lambda w: CtcKeywordsConfig(
+            first_pass=CtcFusedConfig(first_pass=_ctc(w), lm=CausalLmConfig(model=w["lm"]), interval=4),
+            catalogue=w["phrases"],
+        ),
+        ("utterances", "context"),
+        1e-3,
+    ),
     "attention_fused": Case(
         lambda w: AttentionFusedConfig(
             first_pass=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2),

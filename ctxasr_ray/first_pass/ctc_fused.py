@@ -27,6 +27,7 @@ from ctxasr_ray.stage import Costs, Resources, TreeScorerHost, runtime_field
 if TYPE_CHECKING:
     from ctxasr_ray.models.ctc import CtcModel
     from ctxasr_ray.search.ctc_beam import CtcBeamSearch
+    from ctxasr_ray.search.fusion import Fusion
     from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
 
 
@@ -217,7 +218,8 @@ class CtcFusedFirstPass:
                 done[heard.row] = failed(ids[heard.row], ("model_limit", not_finite(self._config.first_pass.dtype)))
         kept = [(heard.row, one) for heard, one, good in zip(batch, log_probs, finite, strict=True) if good]
         with costs.timed("search"):
-            found = search_in_lockstep(search, [search.checked(one) for _, one in kept], [fusion])
+            fusions = [fusion, *self._further([ids[row] for row, _ in kept])]
+            found = search_in_lockstep(search, [search.checked(one) for _, one in kept], fusions)
         with costs.timed("lists"):
             for (row, log_probs_TV), own in zip(kept, found, strict=True):
                 hypotheses = ctc_hypotheses(
@@ -232,6 +234,10 @@ class CtcFusedFirstPass:
                 costs.count("utterances_unfused", bool(own.left_out))
                 costs.count("hypotheses", len(hypotheses))
                 done[row] = NBest(utterance_id=ids[row], hypotheses=hypotheses, error=reason)
+
+    def _further(self, ids: Sequence[str]) -> "Sequence[Fusion]":
+        """Fusions beside the language model, for some utterances that are searched side by side."""
+        return ()
 
     def _log_probs(self, batch: Sequence[Heard], costs: Costs) -> list[npt.NDArray[np.float32]]:
         samples = [heard.samples for heard in batch if heard.samples is not None]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray.first_pass.ctc import CtcConfig, CtcFirstPass
+from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig, CtcFusedFirstPass
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
 from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
@@ -17,11 +18,13 @@ from ctxasr_ray.keywords.context import RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.nbest import NBest
 from ctxasr_ray.recordings import COLUMNS
-from ctxasr_ray.stage import Costs, Resources
+from ctxasr_ray.stage import Costs, Resources, TreeScorerHost
 
 if TYPE_CHECKING:
     from ctxasr_ray.keywords.automaton_kernels import Automaton
     from ctxasr_ray.models.ctc import CtcModel
+    from ctxasr_ray.search.fusion import Fusion
+    from ctxasr_ray.search.keyword_boost import KeywordBoost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +41,9 @@ class CtcKeywordsConfig(CatalogueOptions):
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": COLUMNS, "context": CONTEXT_COLUMNS}
     WRITES: ClassVar[str] = "hypotheses"
 
-    first_pass: CtcConfig
-    """The recogniser and its beam; the same config as a stage of its own is the run without a list."""
+    first_pass: CtcConfig | CtcFusedConfig
+    """The recogniser and its beam, with or without a language model in it, which is then loaded beside the recogniser;
+    the same config as a stage of its own is the run without a list."""
     boost: float = 1.5
     """Nats per label of a phrase; 0 is no boost. Best keyword F1 with the shipped CTC model on 90 utterances of the
     synthetic dev part, 100 distractors each: 0.76, from 0.20 without (WER 35.9 %, from 46.2 %); 1.0 invents next to
@@ -53,45 +57,64 @@ class CtcKeywordsConfig(CatalogueOptions):
         """Refuses a boost that is no number, and one name for two scores."""
         if not np.isfinite(self.boost):
             raise ValueError(f"boost is {self.boost}; expected nats per label, for example 1.0.")
-        if self.source == self.first_pass.source:
-            raise ValueError(f"source and first_pass.source are both '{self.source}'; give them two names.")
+        names = {"first_pass.source": self._recogniser().source}
+        if isinstance(self.first_pass, CtcFusedConfig):
+            names["first_pass.lm.source"] = self.first_pass.lm.source
+            if self.first_pass.lm_pool is not None:
+                raise ValueError(
+                    "first_pass.lm_pool: with a keyword boost the LM has no pool of its own; set it to None."
+                )
+        for name, source in names.items():
+            if self.source == source:
+                raise ValueError(f"source and {name} are both '{source}'; give them two names.")
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the model and of the catalogue."""
         return {**self.first_pass.fingerprint(), **self.phrases_fingerprint()}
 
-    def build(self) -> "CtcKeywordsFirstPass":
-        """Loads the model and the catalogue; automata are built when the first rows come."""
-        return CtcKeywordsFirstPass(self, self.first_pass.load(), self.phrases())
+    def build(self) -> "CtcKeywordsFirstPass | CtcFusedKeywordsFirstPass":
+        """Loads the models and the catalogue; automata are built when the first rows come."""
+        model = self._recogniser().load()
+        phrases = PhraseAutomata(self, model, self.phrases())
+        if isinstance(self.first_pass, CtcFusedConfig):
+            fused = replace(self.first_pass, resources=self.resources)
+            return CtcFusedKeywordsFirstPass(fused, model, fused.asked_lm().host(), phrases)
+        return CtcKeywordsFirstPass(replace(self.first_pass, resources=self.resources), model, phrases)
+
+    def _recogniser(self) -> CtcConfig:
+        return self.first_pass.first_pass if isinstance(self.first_pass, CtcFusedConfig) else self.first_pass
 
 
-class CtcKeywordsFirstPass(CtcFirstPass):
-    """Built by `CtcKeywordsConfig`; one call per shard."""
+class PhraseAutomata:
+    """The automata of a catalogue and of utterances' own phrases over a recogniser's labels.
+
+    Args:
+        config: Says how much a phrase earns.
+        model: The recogniser.
+        catalogue: The shared phrases.
+    """
 
     def __init__(self, config: CtcKeywordsConfig, model: "CtcModel", catalogue: Catalogue | None) -> None:
-        """Takes a loaded model and the shared phrases."""
         from ctxasr_ray.keywords.automaton import build, spellings, word_shape
 
-        first_pass = replace(config.first_pass, resources=config.resources)
-        super().__init__(first_pass, model, ctc_search(first_pass, model))
-        self._boost, self._catalogue = config, catalogue
+        self._boost, self._model, self._catalogue = config, model, catalogue
         self._shape = word_shape(model.vocabulary.pieces)
         self._empty = build(spellings([]), [], self._shape)
         self._shared: dict[int, tuple[Automaton, int]] = {0: (self._empty, 0)}
         self._automata: dict[str, tuple[Automaton, Automaton]] = {}
 
-    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
-        """UTTERANCES and CONTEXT in, HYPOTHESES out, each list in the order of exact forced score + bonus.
+    def read(self, utterances: pa.Table, context: pa.Table, costs: Costs) -> None:
+        """Makes the automata of a shard.
 
         Args:
-            tables: UTTERANCES, CONTEXT of the same rows.
-            costs: Counts what `CtcFirstPass` counts, `phrases_lost_in_tokenisation` (of the shared list, and of all
-                own ones) and `automaton_states`; seconds of `automaton`.
+            utterances: UTTERANCES.
+            context: CONTEXT of the same rows.
+            costs: Counts `phrases_lost_in_tokenisation` (of the shared list, and of all own ones) and
+                `automaton_states`; seconds of `automaton`.
 
         Raises:
             ContractError: other rows, or rows made with another catalogue.
         """
-        utterances, context = tables
         same_rows("context", context, "utterances", utterances)
         with costs.timed("automaton"):
             rows = row_phrases(context, self._catalogue)
@@ -101,7 +124,12 @@ class CtcKeywordsFirstPass(CtcFirstPass):
                 utterance_id: self._of_row(row, size, costs)
                 for utterance_id, row, size in zip(ids, rows, sizes, strict=True)
             }
-        return super().__call__(utterances, costs=costs)
+
+    def boost(self, ids: Sequence[str]) -> "KeywordBoost":
+        """The fusion of some utterances of the shard."""
+        from ctxasr_ray.search.keyword_boost import KeywordBoost
+
+        return KeywordBoost(automata=[self._automata[one] for one in ids], source=self._boost.source)
 
     def _of_row(self, row: RowPhrases, size: int, costs: Costs) -> "tuple[Automaton, Automaton]":
         """The automaton of the first `size` phrases of the catalogue, and that of all other phrases of the row."""
@@ -143,12 +171,39 @@ class CtcKeywordsFirstPass(CtcFirstPass):
         found = tokenised(phrases, others, self._model.spelling.labels)
         return build(found.spellings, self._boost.boost * np.asarray(weights), self._shape), len(found.lost)
 
+
+class CtcKeywordsFirstPass(CtcFirstPass):
+    """Built by `CtcKeywordsConfig` around a plain search; one call per shard.
+
+    Args:
+        config: The recogniser and its beam.
+        model: Loaded.
+        phrases: Of the list.
+    """
+
+    def __init__(self, config: CtcConfig, model: "CtcModel", phrases: PhraseAutomata) -> None:
+        super().__init__(config, model, ctc_search(config, model))
+        self._phrases = phrases
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """UTTERANCES and CONTEXT in, HYPOTHESES out, each list in the order of exact forced score + bonus.
+
+        Args:
+            tables: UTTERANCES, CONTEXT of the same rows.
+            costs: Counts what `CtcFirstPass` and `PhraseAutomata.read` count.
+
+        Raises:
+            ContractError: as `PhraseAutomata.read`.
+        """
+        utterances, context = tables
+        self._phrases.read(utterances, context, costs)
+        return super().__call__(utterances, costs=costs)
+
     def _nbest(self, utterance_id: str, log_probs_TV: npt.NDArray[np.float32]) -> tuple[NBest, float, int]:
-        from ctxasr_ray.search.keyword_boost import KeywordBoost
         from ctxasr_ray.search.lockstep import search_in_lockstep
 
         start = time.perf_counter()
-        boost = KeywordBoost(automata=[self._automata[utterance_id]], source=self._boost.source)
+        boost = self._phrases.boost([utterance_id])
         (searched,) = search_in_lockstep(self._search, [self._search.checked(log_probs_TV)], [boost])
         found = searched.labellings
         hypotheses = ctc_hypotheses(
@@ -161,3 +216,37 @@ class CtcKeywordsFirstPass(CtcFirstPass):
         )
         nbest = NBest(utterance_id=utterance_id, hypotheses=hypotheses)
         return nbest, time.perf_counter() - start, len(found) - len(hypotheses)
+
+
+class CtcFusedKeywordsFirstPass(CtcFusedFirstPass):
+    """Built by `CtcKeywordsConfig` around a search with a language model; one call per shard.
+
+    Args:
+        config: The recogniser, its beam and the language model.
+        model: Loaded.
+        host: The language model.
+        phrases: Of the list.
+    """
+
+    def __init__(
+        self, config: CtcFusedConfig, model: "CtcModel", host: TreeScorerHost, phrases: PhraseAutomata
+    ) -> None:
+        super().__init__(config, model, host)
+        self._phrases = phrases
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """UTTERANCES and CONTEXT in, HYPOTHESES out, each list in the order of what LM and bonus together rank.
+
+        Args:
+            tables: UTTERANCES, CONTEXT of the same rows.
+            costs: Counts what `CtcFusedFirstPass` and `PhraseAutomata.read` count.
+
+        Raises:
+            ContractError: as `PhraseAutomata.read`.
+        """
+        utterances, context = tables
+        self._phrases.read(utterances, context, costs)
+        return super().__call__(utterances, costs=costs)
+
+    def _further(self, ids: Sequence[str]) -> "Sequence[Fusion]":
+        return (self._phrases.boost(ids),)

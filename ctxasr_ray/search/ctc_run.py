@@ -121,6 +121,7 @@ def _runner(digest: str) -> Callable[..., tuple[int, Beam, Beam]]:
         if not digest:  # read, so that it is in the closure
             return first, beam, spare
         beam_size, column, most = beam.node.shape[0], boost.column, boost.most
+        blank, min_log_prob = settings.blank_id, settings.min_label_log_prob
         heap_K = np.empty(beam_size, dtype=np.int32)
         labels_L = np.empty(settings.max_labels, dtype=np.int32)
         position_V = np.empty(log_probs_TV.shape[1], dtype=np.int32)
@@ -131,30 +132,12 @@ def _runner(digest: str) -> Callable[..., tuple[int, Beam, Beam]]:
         states_2C = np.zeros((2, candidates.row.shape[0] if boosted else 0), dtype=np.int32)
         for t in range(first, until):
             log_probs_V = log_probs_TV[t]
-            if log_probs_V[settings.blank_id] >= settings.skip_log_prob:
-                only_blank(beam, log_probs_V[settings.blank_id])
+            if log_probs_V[blank] >= settings.skip_log_prob:
+                only_blank(beam, log_probs_V[blank])
                 continue
-            kept = prune_labels(
-                log_probs_V,
-                settings.blank_id,
-                settings.suppressed,
-                settings.min_label_log_prob,
-                labels_L,
-                position_V,
-            )
+            kept = prune_labels(log_probs_V, blank, settings.suppressed, min_log_prob, labels_L, position_V)
             threshold = settings.beam_threshold + most
-            expand(
-                beam,
-                trie,
-                log_probs_V,
-                settings.blank_id,
-                labels_L,
-                position_V,
-                kept,
-                threshold,
-                taken_KL,
-                candidates,
-            )
+            expand(beam, trie, log_probs_V, blank, labels_L, position_V, kept, threshold, taken_KL, candidates)
             if boosted:
                 rows, size = beam.size[0], candidates.size[0]
                 # a full beam of rows that stay beats what cannot be raised above its last
