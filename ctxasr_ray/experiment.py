@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.union import UnionConfig
+from ctxasr_ray.corpora.mandarin import MandarinConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
@@ -124,7 +125,7 @@ class Experiment:
     """System -> a further fusion over the first pass's lists."""
     branches: Mapping[str, Branch] = field(default_factory=dict)
     """System -> another N-best list: a second recogniser or search, a union, new candidates."""
-    synthetic: SyntheticConfig | None = None
+    synthetic: MandarinConfig | SyntheticConfig | None = None
     """Spoken by espeak-ng when no manifest is given; its dev part is used where a manifest brings no dev split."""
     normaliser: str = "whisper_english"
     """Text normaliser of every metric, one of `text.NORMALISERS`."""

@@ -16,11 +16,13 @@ from ctxasr_ray.fusion.objective import parse_objective
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.calibration_summary import CalibrationConfig
 from ctxasr_ray.metrics.compositional_oracle import CompositionalOracleConfig
+from ctxasr_ray.metrics.confident_errors import ConfidentErrorsConfig
 from ctxasr_ray.metrics.edits import EditCountsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.keywords import KeywordCountsConfig
 from ctxasr_ray.metrics.nbest_errors import KEYWORDS, NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
+from ctxasr_ray.metrics.shortlist_recall import ShortlistRecallConfig
 from ctxasr_ray.metrics.summary import SummaryConfig
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import StageConfig, Step
@@ -131,8 +133,15 @@ class _Layout:
         for step in hypotheses.inputs:
             if step.config.WRITES == "context":
                 self.contexts[system] = step
+            if isinstance(step.config, ShortlistConfig):
+                recall = ShortlistRecallConfig(normaliser=self._normaliser)
+                self.errors.append((system, self._step(f"recall_{step.name}", recall, (self._corpus, step))))
         confidence = self._confidence(system, hypotheses)
         self._add_system(system, (hypotheses,), None, confidence)
+        judged = (self.transcripts["first_pass"], self.transcripts[system])
+        unsure = ConfidentErrorsConfig(normaliser=self._normaliser)
+        step = self._step(f"confident_errors_{system}", unsure, (self._corpus, *judged, hypotheses))
+        self.errors.append((system, step))
         of = "" if system == "first_pass" else f"/{system.removeprefix('first_pass/')}"
         classes = _classes(branch)
         counts = self._nbest_errors(hypotheses, classes)
@@ -240,8 +249,12 @@ class _Layout:
         return same[0] if same else self._step(f"units_{len(known) + 1}", config, (self._corpus,))
 
     def _shortlist(self, config: ShortlistConfig, hypotheses: Step, context: Step) -> Step:
-        name = f"shortlist_{context.name}{_of(hypotheses)}"
-        return self._step(name, self._with_catalogue(config), (hypotheses, context))
+        inputs: tuple[Step, ...] = (hypotheses, context)
+        if config.plausible is not None:
+            heard = self._with_catalogue(config.plausible)
+            inputs = (*inputs, self._step(f"plausible_{context.name}", heard, (self._corpus, context)))
+        ways = "_".join(config.ways)
+        return self._step(f"shortlist_{ways}_{context.name}{_of(hypotheses)}", self._with_catalogue(config), inputs)
 
     def _context(self, context: ContextConfig | None) -> Step:
         config = self._with_catalogue(context or self._experiment.context or ContextConfig())

@@ -40,7 +40,8 @@ def counted(config: KeywordCountsConfig, *tables: pa.Table) -> list[dict[str, tu
     """Per utterance and metric: true positives, false negatives, false positives."""
     errors = conform(config.build()(*tables, costs=Costs()), "errors")
     return [
-        {c["metric"]: (c["hits"], c["deletions"], c["insertions"]) for c in row} for row in errors["counts"].to_pylist()
+        {c["metric"]: (c["hits"], c["deletions"], c["insertions"]) for c in row if c["metric"] != "keyword_leaks"}
+        for row in errors["counts"].to_pylist()
     ]
 
 

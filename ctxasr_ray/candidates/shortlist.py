@@ -1,7 +1,8 @@
 """HYPOTHESES, CONTEXT -> CONTEXT: of up to 50,000 phrases the few that an utterance may hold.
 
 A union of ways to find them, each named in `origins`: `exact` (the N-best has the words), `phonetic` (a span sounds
-like it), `semantic` (the phrase is near the 1-best in some encoder's space). The catalogue's index is built once per
+like it), `plausible` (a CTC recogniser's frames may hold it, see `plausible`), `semantic` (the phrase is near the
+1-best in some encoder's space). The catalogue's index is built once per
 process and shared by all utterances. The result is a CONTEXT table of its own, so every consumer reuses it; an oracle
 shortlist is a `ContextConfig` with `true_keywords`.
 """
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import text
+from ctxasr_ray.candidates.plausible import PlausibleConfig
 from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS, Phrase, RowPhrases, columns, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
@@ -24,13 +26,13 @@ from ctxasr_ray.stage import Costs, Resources, runtime_field
 if TYPE_CHECKING:
     from ctxasr_ray.keywords.phonetic import PhoneticIndex
 
-WAYS: Final = ("exact", "phonetic", "semantic")
+WAYS: Final = ("exact", "phonetic", "plausible", "semantic")
 _QUERIES_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShortlistConfig(CatalogueOptions):
-    """Keeps at most `max_phrases` of a row's list. Inputs: HYPOTHESES, CONTEXT."""
+    """Keeps at most `max_phrases` of a row's list. Inputs: HYPOTHESES, CONTEXT, and of way `plausible` its CONTEXT."""
 
     NAME: ClassVar[str] = "shortlist"
     STAGE_VERSION: ClassVar[int] = 1
@@ -51,6 +53,8 @@ class ShortlistConfig(CatalogueOptions):
     """Of espeak-ng, which pronounces spans and phrases alike."""
     encoder: str | None = field(default=None, metadata={"identity": False})
     """Hugging Face directory or hub id of the text encoder for `semantic`; its fingerprint is in the hash."""
+    plausible: PlausibleConfig | None = field(default=None, metadata={"identity": False})
+    """The stage that finds what the frames make plausible, whose table is an input; its identity is its own."""
     device: str = runtime_field("auto")
     """Of the encoder, as torch writes it."""
     resources: Resources = field(default_factory=Resources)
@@ -63,6 +67,8 @@ class ShortlistConfig(CatalogueOptions):
             raise ValueError(f"ways is {self.ways}; expected some of {', '.join(WAYS)}.")
         if ("semantic" in self.ways) != (self.encoder is not None):
             raise ValueError("way semantic and an encoder go together: give both, or neither.")
+        if ("plausible" in self.ways) != (self.plausible is not None):
+            raise ValueError("way plausible and its stage (plausible) go together: give both, or neither.")
         if min(self.max_phrases, self.num_hypotheses, self.max_words) < 1:
             raise ValueError("max_phrases, num_hypotheses and max_words must be at least 1.")
 
@@ -101,15 +107,16 @@ class Shortlist:
         """HYPOTHESES and CONTEXT in, CONTEXT out, best first; nothing of the list is shared any more.
 
         Args:
-            tables: HYPOTHESES, CONTEXT of the same rows.
+            tables: HYPOTHESES, CONTEXT and, for way `plausible`, the CONTEXT that it made, of the same rows.
             costs: Counts `phonetic_queries`, `phrases_before` and `phrases_kept`; seconds of `index` and `shortlist`.
 
         Raises:
             ContractError: other rows, or rows made with another catalogue.
             RuntimeError: espeakng-loader is not installed.
         """
-        hypotheses, context = tables
-        same_rows("context", context, "hypotheses", hypotheses)
+        hypotheses, context, *heard = tables
+        for table in (context, *heard):
+            same_rows("context", table, "hypotheses", hypotheses)
         rows = row_phrases(context, self._catalogue)
         texts = [
             [hypothesis["text"] for hypothesis in row[: self._config.num_hypotheses]]
@@ -118,6 +125,7 @@ class Shortlist:
         ways = {
             "exact": lambda: self._exact(rows, texts),
             "phonetic": lambda: self._phonetic(rows, texts, costs),
+            "plausible": lambda: self._plausible(rows, heard[0]),
             "semantic": lambda: self._semantic(rows, texts),
         }
         with costs.timed("shortlist"):
@@ -222,6 +230,14 @@ class Shortlist:
             for query, (places, worth) in zip(queries, answers, strict=True):
                 near[query] = list(zip(places.tolist(), worth.tolist(), strict=True))
         return near
+
+    def _plausible(self, rows: Sequence[RowPhrases], context: pa.Table) -> list[dict[int, float]]:
+        """Phrases in the order of the table that `PlausibleConfig` made."""
+        found = []
+        for row, heard in zip(rows, row_phrases(context, self._catalogue), strict=True):
+            own = {phrase.text: -n - 1 for n, phrase in enumerate(row.own)}
+            found.append({own.get(one.text, one.phrase_id): float(rank) for rank, one in enumerate(heard.own)})
+        return found
 
     def _semantic(self, rows: Sequence[RowPhrases], texts: Sequence[Sequence[str]]) -> list[dict[int, float]]:
         """The shared phrases nearest to the 1-best by cosine, exactly: one matrix product for the shard."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class Spoken:
 
     utterance_id: str
     text: str
-    """Lower case a to z, apostrophe and spaces."""
+    """Lower case; of the English corpus a to z, apostrophe and spaces."""
     keywords: tuple[str, ...]
     """Rare phrases truly spoken."""
     distractors: tuple[str, ...]
@@ -71,6 +71,10 @@ class Spoken:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticConfig:
     """Which utterances there are; equal configs give equal samples in every process."""
+
+    CORPUS: ClassVar[str] = "synthetic"
+    LANGUAGE: ClassVar[str] = "en"
+    ACCENTS: ClassVar[tuple[str, ...]] = ACCENTS
 
     seed: int = 7
     """Of names, sentences, voices and noise."""
@@ -103,8 +107,7 @@ class SyntheticConfig:
         spoken = set(self.sentence(split, index).keywords)
         drawn: dict[str, None] = {}
         while len(drawn) < self.num_distractors:
-            names = lexicon(self.seed, split if rng.random() < 2 / 3 else "train")
-            said = phrase(pick(rng, ("person", "person", "surname", "town", "product", "drug")), rng, names)
+            said = self.phrase(rng, split if rng.random() < 2 / 3 else "train")
             if said not in spoken:
                 drawn[said] = None
         return tuple(drawn)
@@ -114,9 +117,13 @@ class SyntheticConfig:
         rng = random.Random(f"{self.seed}/catalogue")
         drawn: dict[str, None] = {}
         while len(drawn) < num:
-            names = lexicon(self.seed, rng.choice(("dev", "test", "train")))
-            drawn[phrase(pick(rng, ("person", "person", "surname", "town", "product", "drug")), rng, names)] = None
+            drawn[self.phrase(rng, rng.choice(("dev", "test", "train")))] = None
         return list(drawn)
+
+    def phrase(self, rng: random.Random, split: str) -> str:
+        """Draws one name of a split, as it may be spoken."""
+        kind = pick(rng, ("person", "person", "surname", "town", "product", "drug"))
+        return phrase(kind, rng, lexicon(self.seed, split))
 
     def spoken(self, split: str, index: int) -> Spoken:
         """Speaks one utterance.
@@ -132,7 +139,7 @@ class SyntheticConfig:
             RuntimeError: the extra `speech-synthesis` is not installed.
         """
         said = self.sentence(split, index)
-        speaker_id, voice = voices(self.seed, split)[index % NUM_VOICES[split]]
+        speaker_id, voice = voices(self.seed, split, self.ACCENTS)[index % NUM_VOICES[split]]
         rng = np.random.default_rng([self.seed, _SPLIT_NUMBER[split], index])
         samples = _speech(said.text, voice, rng)
         snr_db = self.snr_db(split, index)
@@ -157,7 +164,7 @@ class SyntheticConfig:
             return noise.coloured(colour, num_samples, rng)
         crowd = []
         for index in rng.integers(2**20, size=4):
-            _, voice = voices(self.seed, split)[index % NUM_VOICES[split]]
+            _, voice = voices(self.seed, split, self.ACCENTS)[index % NUM_VOICES[split]]
             crowd.append(_speech(self.sentence(split, int(index)).text, voice, rng))
         return noise.babble(crowd, num_samples)
 
@@ -166,7 +173,7 @@ _SPLIT_NUMBER: Final = {"train": 0, "dev": 1, "test": 2}
 
 
 @cache
-def voices(seed: int, split: str) -> tuple[tuple[str, espeak.Voice], ...]:
+def voices(seed: int, split: str, accents: tuple[str, ...] = ACCENTS) -> tuple[tuple[str, espeak.Voice], ...]:
     """Gives the speakers of a split: (speaker_id, voice), each timbre in several accents, pitches and rates."""
     rng = random.Random(f"{seed}/voices/{split}")
     timbres = VARIANTS[split]
@@ -174,7 +181,7 @@ def voices(seed: int, split: str) -> tuple[tuple[str, espeak.Voice], ...]:
     for number in range(NUM_VOICES[split]):
         turn, place = divmod(number, len(timbres))
         voice = espeak.Voice(
-            accent=ACCENTS[(3 * turn + place) % len(ACCENTS)],
+            accent=accents[(3 * turn + place) % len(accents)],
             variant=timbres[place],
             pitch=30 + int(rng.random() * 41),
             pitch_range=30 + int(rng.random() * 41),
@@ -242,7 +249,7 @@ def prepare(config: SyntheticConfig, directory: Path) -> Path:
             audio = io.BytesIO()
             soundfile.write(audio, spoken.samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
             _publish(path, audio.getvalue())
-            rows.append(_manifest_row(spoken, split, path.relative_to(directory).as_posix()))
+            rows.append(_manifest_row(config, spoken, split, path.relative_to(directory).as_posix()))
             phrases = [*spoken.keywords, *spoken.distractors]
             random.Random(f"{config.seed}/{spoken.utterance_id}/order").shuffle(phrases)
             lists.append({"utterance_id": spoken.utterance_id, "phrases": phrases})
@@ -259,17 +266,17 @@ def _publish(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
-def _manifest_row(spoken: Spoken, split: str, audio: str) -> dict[str, object]:
+def _manifest_row(config: SyntheticConfig, spoken: Spoken, split: str, audio: str) -> dict[str, object]:
     condition = "clean" if spoken.snr_db is None else f"{spoken.snr_db:g}"
     return {
         "utterance_id": spoken.utterance_id,
         "audio_filepath": audio,
         "duration": len(spoken.samples) / SAMPLE_RATE_HZ,
         "text": spoken.text,
-        "corpus": "synthetic",
+        "corpus": config.CORPUS,
         "split": split,
         "speaker_id": spoken.speaker_id,
-        "language": "en",
+        "language": config.LANGUAGE,
         "keywords": list(spoken.keywords),
         "attributes": {"snr_db": condition, "voice": spoken.voice},
     }

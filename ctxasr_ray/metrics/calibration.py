@@ -26,6 +26,12 @@ Sums = npt.NDArray[np.float64]
 Figure = Callable[[Sums], npt.NDArray[np.float64]]
 
 
+def is_confidently_wrong(confidence: npt.NDArray[np.float64], is_right: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(W,) which words are wrong with a confidence of at least `CONFIDENT`; those without one (nan) are not."""
+    with np.errstate(invalid="ignore"):
+        return ~is_right & (confidence >= np.float32(CONFIDENT))  # tables hold single precision
+
+
 def equal_mass_bins(confidence: npt.NDArray[np.float64], num_bins: int = NUM_BINS) -> npt.NDArray[np.int64]:
     """(W,) bin of each word, 0 the least sure; bins differ by at most one word, equal confidences go by their order."""
     ranks = np.empty(len(confidence), np.int64)

@@ -22,7 +22,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.metrics.calibration import CONFIDENT, FIGURES, NUM_BINS, equal_mass_bins, exact_auc
+from ctxasr_ray.metrics.calibration import (
+    CONFIDENT,
+    FIGURES,
+    NUM_BINS,
+    equal_mass_bins,
+    exact_auc,
+    is_confidently_wrong,
+)
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS
 from ctxasr_ray.metrics.judged_words import JudgedWords, judge
 from ctxasr_ray.metrics.significance import (
@@ -177,7 +184,7 @@ class _Group:
         for column, words in enumerate(known.values()):
             mine = self._members[words.utterance] & words.known
             np.add.at(wholes[:, column], self._row_of[words.utterance[mine]], 1)
-            slice_ = mine & _confidently_wrong(words)
+            slice_ = mine & is_confidently_wrong(words.confidence, words.is_right)
             np.add.at(parts[:, column], self._row_of[words.utterance[slice_]], 1)
         systems = list(known)
         has_baseline = self._config.baseline in known
@@ -185,7 +192,9 @@ class _Group:
         result = self._compare(parts, wholes, baseline)
         rows = []
         for column, (system, words) in enumerate(known.items()):
-            slice_ = self._members[words.utterance] & words.known & _confidently_wrong(words)
+            slice_ = (
+                self._members[words.utterance] & words.known & is_confidently_wrong(words.confidence, words.is_right)
+            )
             counts = {
                 "confidently_wrong": int(parts[:, column].sum()),
                 "substituted": int((slice_ & (words.op == align.SUBSTITUTION)).sum()),
@@ -204,7 +213,9 @@ class _Group:
 
     def _repaired(self, judged: Mapping[str, JudgedWords]) -> list[dict[str, Any]]:
         first = judged[self._config.baseline]
-        at = np.flatnonzero(self._members[first.utterance] & first.known & _confidently_wrong(first))
+        at = np.flatnonzero(
+            self._members[first.utterance] & first.known & is_confidently_wrong(first.confidence, first.is_right)
+        )
         if not len(at):
             return []
         owner = self._row_of[first.utterance[at]]
@@ -274,11 +285,6 @@ def _repairs(words: JudgedWords, first: JudgedWords, at: npt.NDArray[np.int64]) 
         is_repaired[i] = inserted[same] == 0
         inserted[same] -= not is_repaired[i]  # one insertion of the other system answers for one of the first
     return is_repaired
-
-
-def _confidently_wrong(words: JudgedWords) -> npt.NDArray[np.bool_]:
-    with np.errstate(invalid="ignore"):
-        return ~words.is_right & (words.confidence >= np.float32(CONFIDENT))  # tables hold single precision
 
 
 def _number(value: float) -> float | None:

@@ -7,9 +7,8 @@ Shape letters: U utterances, W written words, R reference words.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,8 @@ class JudgedWords:
     """(W,) normalised."""
     confidence: npt.NDArray[np.float64]
     """(W,) 0 to 1; nan where unknown."""
+    raw_word: npt.NDArray[np.int64]
+    """(W,) place among the raw words of its utterance; -1 where unplaced."""
     op: npt.NDArray[np.int8]
     """(W,) 0 for a hit, else `align.SUBSTITUTION` or `align.INSERTION`."""
     place: npt.NDArray[np.int64]
@@ -74,12 +75,15 @@ def judge(utterances: pa.Table, transcripts: pa.Table, normaliser: str, alignmen
     said = join_windows(utterances, transcripts).select(["text", "words", "error_type"]).to_pylist()
     heard: list[str] = []
     confidence: list[float] = []
+    raw_word: list[int] = []
     unplaced = 0
     for reference, row in zip(references, said, strict=True):
         normal = text.words("" if reference is None or row["error_type"] is not None else row["text"], normaliser)
-        own = _confidences(normal, row["words"], normaliser)
+        owners = _owners(normal, [word["word"] for word in row["words"]], normaliser)
+        own = [None if owner < 0 else row["words"][owner]["confidence"] for owner in owners]
         unplaced += sum(c is None for c in own) if any(w["confidence"] is not None for w in row["words"]) else 0
         heard.append(" ".join(normal))
+        raw_word += owners
         confidence += [np.nan if c is None else c for c in own]
     known = text.units(["" if r is None else r for r in references], normaliser, "word")
     reference_units, hypothesis_units = align.encode("word", known, heard)
@@ -99,6 +103,7 @@ def judge(utterances: pa.Table, transcripts: pa.Table, normaliser: str, alignmen
         utterance=np.repeat(np.arange(len(known)), hypothesis_units.lengths),
         words=[word for line in heard for word in line.split()],
         confidence=np.array(confidence, np.float64),
+        raw_word=np.array(raw_word, np.int64),
         op=op,
         place=place,
         wrong_references=wrong,
@@ -108,13 +113,13 @@ def judge(utterances: pa.Table, transcripts: pa.Table, normaliser: str, alignmen
     )
 
 
-def _confidences(normal: Sequence[str], words: Sequence[Mapping[str, Any]], normaliser: str) -> Sequence[float | None]:
-    """The confidence of each normalised word, by the raw word that it came from."""
-    parts = [(part, word["confidence"]) for word in words for part in text.words(word["word"], normaliser)]
+def _owners(normal: Sequence[str], words: Sequence[str], normaliser: str) -> list[int]:
+    """The raw word that each normalised word came from, -1 where the normaliser joined or split across them."""
+    parts = [(part, owner) for owner, word in enumerate(words) for part in text.words(word, normaliser)]
     apart = [part for part, _ in parts]
     if apart == list(normal):
-        return [confidence for _, confidence in parts]
-    found: list[float | None] = [None] * len(normal)
+        return [owner for _, owner in parts]
+    found = [-1] * len(normal)
     for step in align.align(apart, normal):
         if step.op == "hit" and step.reference_index is not None and step.hypothesis_index is not None:
             found[step.hypothesis_index] = parts[step.reference_index][1]

@@ -11,6 +11,8 @@ catalogue of an utterance is its own true phrases, its context list and the glob
 True positives are the intersection of the written and the true multiset; every other phrase written is a false
 positive, and a false alarm where it is none of that utterance's true phrases. Without a reference the listed phrases
 alone decide; without listed phrases (null) an utterance is not counted.
+
+Some false positives are leaks, see `keyword_leaks`; without a reference, or without espeak-ng, they are not counted.
 """
 
 from collections import Counter
@@ -26,6 +28,7 @@ from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS, RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import MetricCounts, errors_table, same_rows
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS, join_windows
+from ctxasr_ray.metrics.keyword_leaks import engine, leaks
 from ctxasr_ray.metrics.phrase_trie import Phrase, PhraseTrie, find_phrases
 from ctxasr_ray.stage import Costs, Resources, Stage, light
 
@@ -162,14 +165,14 @@ def _ratio(part: int, whole: int) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeywordCountsConfig(CatalogueOptions):
-    """Counts the catalogue's phrases in transcripts, for keyword_recall, _precision, _f1 and distractor_false_alarms.
+    """Counts the catalogue's phrases in transcripts: keyword_recall, _precision, _f1, distractor_false_alarms, _leaks.
 
     Reads UTTERANCES, TRANSCRIPTS and, where given, CONTEXT. Without CONTEXT every phrase of the global catalogue may
     raise a false alarm; with it, those that the row's list holds.
     """
 
     NAME: ClassVar[str] = "keyword_counts"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "utterances": (*WINDOW_COLUMNS, "keywords"),
         "transcripts": WORD_COLUMNS,
@@ -177,6 +180,8 @@ class KeywordCountsConfig(CatalogueOptions):
     }
     WRITES: ClassVar[str] = "errors"
 
+    voice: str = "en-us"
+    """Of espeak-ng, which says what leaks sound like."""
     resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
@@ -186,20 +191,20 @@ class KeywordCountsConfig(CatalogueOptions):
         Raises:
             ValueError: an unknown normaliser, or a list that is missing or refused.
         """
-        return self.phrases_fingerprint()
+        return {**self.phrases_fingerprint(), **({"phonemes": engine()} if engine() else {})}
 
     def build(self) -> Stage:
         """Reads the catalogue and builds its trie."""
         self.fingerprint()
         catalogue = self.phrases()
-        return _KeywordCounts(catalogue, KeywordCounter(catalogue, self.normaliser), self.normaliser)
+        return _KeywordCounts(self, catalogue, KeywordCounter(catalogue, self.normaliser))
 
 
 @dataclass(frozen=True, slots=True)
 class _KeywordCounts:
+    config: KeywordCountsConfig
     catalogue: Catalogue | None
     counter: KeywordCounter
-    normaliser: str
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         utterances = tables[0]
@@ -217,7 +222,7 @@ class _KeywordCounts:
         true_positives, false_negatives, false_positives = numbers
         label: dict[str, Any] = {
             "unit": "phrase",
-            "normaliser": self.normaliser,
+            "normaliser": self.config.normaliser,
             "word_class": "keyword",
             "alignment": f"catalogue:{self.catalogue.digest[:8]}" if self.catalogue else "none",
             "counted": np.array([one is not None for one in found], bool),
@@ -228,7 +233,23 @@ class _KeywordCounts:
             MetricCounts(metric="keyword", counts=counts, **label),
             MetricCounts(metric="distractor_false_alarms", counts=alarms, **label),
         ]
+        if engine():
+            metrics.append(self._leaks(utterances, found, label))
         return errors_table(utterances.column("utterance_id").to_pylist(), metrics)
+
+    def _leaks(
+        self, utterances: pa.Table, found: Sequence[PhraseCounts | None], label: Mapping[str, Any]
+    ) -> MetricCounts:
+        references = utterances.column("reference").to_pylist()
+        counted = np.array([one is not None and r is not None for one, r in zip(found, references, strict=True)], bool)
+        number = np.zeros(len(found), np.int64)
+        for row in np.flatnonzero(counted).tolist():
+            one = found[row]
+            assert one is not None, "counted"
+            number[row] = leaks(one.false_positives, references[row], self.config.voice)
+        nothing = np.zeros(len(found), np.int64)
+        counts = align.Counts(nothing, nothing, nothing, number)
+        return MetricCounts(metric="keyword_leaks", **{**label, "counted": counted}, counts=counts)
 
     def counts(
         self, utterances: pa.Table, transcripts: pa.Table, context: pa.Table | None = None

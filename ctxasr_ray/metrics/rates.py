@@ -5,6 +5,9 @@
 | an error rate | its errors / reference length |
 | keyword | keyword_recall, keyword_precision and keyword_f1, micro-averaged |
 | distractor_false_alarms | their number, phrases in all |
+| keyword_leaks | their number, phrases in all |
+| recall@k | share of true phrases among the first k of a shortlist |
+| confidently_wrong_repairable, gate_lockout | shares, see `confident_errors` |
 | harmful_edits | share of the words that the baseline had right and the system has wrong |
 | helpful_edits | share of the words that the baseline had wrong and the system has right |
 """
@@ -21,6 +24,9 @@ from ctxasr_ray import align
 HIGHER_IS_BETTER: Final = frozenset(
     {
         "recall",
+        "recall@1",
+        "recall@8",
+        "recall@64",
         "keyword_recall",
         "keyword_precision",
         "keyword_f1",
@@ -30,6 +36,7 @@ HIGHER_IS_BETTER: Final = frozenset(
         "confidence_nce",
         "reliability",
         "confidently_wrong_repaired",
+        "confidently_wrong_repairable",
     }
 )
 """Metrics of RESULTS for which a positive delta is an improvement; others are better when lower."""
@@ -75,6 +82,22 @@ def _keyword(metric: str, numerator: Column, denominator: Column) -> Rate:
     return Rate(metric=metric, unit="phrase", numerator=numerator, denominator=denominator, count_names=names)
 
 
+def _share(metric: str, unit: str, hits: str, others: str) -> Rate:
+    names = {"hits": hits, "deletions": others, "reference_length": f"{unit}s"}
+    return Rate(metric=metric, unit=unit, numerator=_hits, denominator=_reference_length, count_names=names)
+
+
+def _number(metric: str, counted: str) -> Rate:
+    return Rate(
+        metric=metric,
+        unit="phrase",
+        numerator=lambda c: c.insertions,
+        denominator=lambda c: np.ones_like(c.insertions),
+        is_total=True,
+        count_names={"insertions": counted},
+    )
+
+
 _EDITED: Final = {"hits": "right", "substitutions": "wrong", "reference_length": "words"}
 _RATES: Final[Mapping[str, tuple[Rate, ...]]] = {
     "keyword": (
@@ -82,16 +105,11 @@ _RATES: Final[Mapping[str, tuple[Rate, ...]]] = {
         _keyword("keyword_precision", _hits, lambda c: c.hits + c.insertions),
         _keyword("keyword_f1", lambda c: 2 * c.hits, lambda c: c.reference_length + c.hits + c.insertions),
     ),
-    "distractor_false_alarms": (
-        Rate(
-            metric="distractor_false_alarms",
-            unit="phrase",
-            numerator=lambda c: c.insertions,
-            denominator=lambda c: np.ones_like(c.insertions),
-            is_total=True,
-            count_names={"insertions": "false_alarms"},
-        ),
-    ),
+    "distractor_false_alarms": (_number("distractor_false_alarms", "false_alarms"),),
+    "keyword_leaks": (_number("keyword_leaks", "leaks"),),
+    **{f"recall@{depth}": (_share(f"recall@{depth}", "phrase", "listed", "not_listed"),) for depth in (1, 8, 64)},
+    "confidently_wrong_repairable": (_share("confidently_wrong_repairable", "word", "repairable", "not_repairable"),),
+    "gate_lockout": (_share("gate_lockout", "token", "locked_out", "let_in"),),
     "harmful_edits": (
         Rate(
             metric="harmful_edits",

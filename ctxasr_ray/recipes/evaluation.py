@@ -13,6 +13,7 @@ from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.recipes.showcase import showcase
+from ctxasr_ray.recipes.studies import mandarin, study_list_sizes, study_noise, study_shortlists
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Resources
 
@@ -94,6 +95,10 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "pocketsphinx_keywords": pocketsphinx_keywords,
     "pocketsphinx_rescored": pocketsphinx_rescored,
     "imported": imported,
+    "mandarin": mandarin,
+    "study_list_sizes": study_list_sizes,
+    "study_shortlists": study_shortlists,
+    "study_noise": study_noise,
 }
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Final
 
 import tyro
 
+from ctxasr_ray.corpora import mandarin
+from ctxasr_ray.corpora.mandarin import MandarinConfig
 from ctxasr_ray.training.augment import SpecAugment
 from ctxasr_ray.training.config import Optimiser, TrainingConfig
 from ctxasr_ray.training.ctc import CtcTask
@@ -76,6 +78,26 @@ def train_ctc() -> TrainingConfig:
     )
 
 
+def train_ctc_mandarin() -> TrainingConfig:
+    """Trains the shipped CTC recogniser on to write Mandarin characters, on 3 hours of speech."""
+    corpus = MandarinConfig()
+    return TrainingConfig(
+        name="ctc_mandarin",
+        seed=17,
+        task=CtcTask(
+            train=SyntheticSpeech(num_utterances=3000, corpus=corpus),
+            dev=SyntheticSpeech(num_utterances=100, split="dev", corpus=corpus),
+            characters=mandarin.characters(),
+            dropout=0.0,
+            augment=LIGHT_MASKS,
+            initial=CTC,
+        ),
+        num_steps=1500,
+        batch_size=3200,
+        optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=50, weight_decay=0.01),
+    )
+
+
 def train_attention_start() -> TrainingConfig:
     """Trains the attention recogniser from random weights; its head learns where tokens are from the CTC recogniser."""
     return TrainingConfig(
@@ -139,6 +161,7 @@ def train_speech_lm_control() -> TrainingConfig:
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc_start": train_ctc_start,
     "ctc": train_ctc,
+    "ctc_mandarin": train_ctc_mandarin,
     "lm": train_lm,
     "attention_start": train_attention_start,
     "attention": train_attention,

@@ -32,6 +32,9 @@ LABELS: Final[Mapping[str, str]] = {
     "confidence_auc": "AUC",
     "confidently_wrong_repaired": "repaired",
     "oracle_gap_closed": "gap closed",
+    "keyword_leaks": "leaks",
+    "confidently_wrong_repairable": "repairable",
+    "gate_lockout": "locked out",
 }
 """Short names for column heads; other metrics keep their own."""
 
@@ -46,6 +49,12 @@ MEANINGS: Final[Mapping[str, str]] = {
     "keyword_recall": "true keywords that were written",
     "keyword_precision": "written catalogue phrases that were spoken",
     "distractor_false_alarms": "catalogue phrases written though not spoken",
+    "keyword_leaks": "keywords written though nothing that was said sounds like them",
+    "recall@1": "true keywords that stand first in the shortlist",
+    "recall@8": "true keywords among the first 8 of the shortlist",
+    "recall@64": "true keywords among the first 64 of the shortlist",
+    "confidently_wrong_repairable": "share of the baseline's confidently wrong words that some hypothesis has right",
+    "gate_lockout": "share of the tokens of confidently wrong words whose gate weight is below 0.05",
     "real_time_factor": "seconds of work per second of audio, model loading apart",
     "orthographic_wer": "errors on raw words, case and punctuation included",
     "confidence_ece": "expected calibration error of word confidence",
@@ -61,10 +70,10 @@ MEANINGS: Final[Mapping[str, str]] = {
 
 _LEADING: Final = (
     "wer", "mer", "cer", "biased_wer", "unbiased_wer", "rare_wer", "keyword_f1", "keyword_recall", "keyword_precision",
-    "distractor_false_alarms",
+    "distractor_false_alarms", "keyword_leaks", "recall@1", "recall@8", "recall@64",
 )  # fmt: skip
 _PERCENT: Final = re.compile(
-    r"(^|_)(wer|cer|mer|f1|recall|precision|coverage|ece|auc|rate|share|closed|accuracy|oracle|wrong|repaired|edits|reliability)(@\d+)?($|_)"
+    r"(^|_)(wer|cer|mer|f1|recall|precision|coverage|ece|auc|rate|share|closed|accuracy|oracle|wrong|repaired|repairable|lockout|edits|reliability)(@\d+)?($|_)"
 )
 
 

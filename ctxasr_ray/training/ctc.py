@@ -38,10 +38,13 @@ class CtcTask:
     """Feature frames (10 ms) per output frame."""
     subsampling_channels: int = 32
     num_mel_bins: int = 80
+    characters: str = CHARACTERS
+    """What it writes, besides the space."""
     dropout: float = 0.1
     augment: SpecAugment | None = field(default_factory=SpecAugment)
     initial: str | None = None
-    """Hugging Face directory of an earlier training whose weights this one starts from; None starts at random."""
+    """Hugging Face directory of an earlier training whose weights this one starts from, the head apart where that one
+    writes other labels; None starts at random."""
     features_directory: str | None = runtime_field(None)
     """Where the features lie; None keeps them in the run's directory. They take 16 kB per second of speech."""
 
@@ -67,8 +70,8 @@ class CtcTraining:
 
         from ctxasr_ray.training import features
 
-        self._augment = config.augment
-        self.tokenizer = character_tokenizer()
+        self._augment, self._characters = config.augment, {*config.characters, " "}
+        self.tokenizer = character_tokenizer(config.characters)
         self.extractor = ParakeetFeatureExtractor(feature_size=config.num_mel_bins)
         self.model: Any = _parakeet(config, self.tokenizer)
         parent = directory / "features" if config.features_directory is None else Path(config.features_directory)
@@ -78,7 +81,7 @@ class CtcTraining:
         self.lengths = self._train.lengths[[e.index for e in self._examples]]
 
     def _encode(self, text: str) -> list[int]:
-        lacking = sorted(set(text) - set(CHARACTERS) - {" "})
+        lacking = sorted(set(text) - self._characters)
         if lacking:  # the tokenizer would leave them out without a word
             raise ValueError(f"its text {text!r} has {lacking}, which the vocabulary lacks")
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -157,8 +160,11 @@ def _parakeet(config: CtcTask, tokenizer: Any) -> Any:
     model = ParakeetForCTC(settings)
     if config.initial is not None:
         earlier = checkpoint.load_model(ParakeetForCTC, checkpoint.resolve(config.initial), dtype="float32")
+        weights, own = earlier.state_dict(), model.state_dict()
+        if earlier.config.vocab_size != settings.vocab_size:
+            weights |= {name: values for name, values in own.items() if name.startswith("ctc_head.")}
         try:
-            model.load_state_dict(earlier.state_dict())
+            model.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"'{config.initial}' is not a model of this architecture: {error}") from error
     return model

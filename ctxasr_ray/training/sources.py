@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from ctxasr_ray import audio, text
+from ctxasr_ray.corpora.mandarin import MandarinConfig
 from ctxasr_ray.corpora.sentences import lexicon
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 
@@ -54,7 +55,7 @@ class SyntheticSpeech:
     first: int = 0
     """Number of the first one; the corpus has no end."""
     split: str = "train"
-    corpus: SyntheticConfig = field(default_factory=SyntheticConfig)
+    corpus: SyntheticConfig | MandarinConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         refuse_test(self.split, "the synthetic corpus")

@@ -1,0 +1,222 @@
+"""Context as lists grow, as shortlists change and as noise rises: three runs, and what they say in figures.
+
+`study_list_sizes`: nested lists of 10 to 50,000 phrases on the same utterances; rare words of LibriSpeech (the lists of
+Le et al., 2021) and names of the synthetic corpus. `study_shortlists`: ways to find 64 of 10,000 phrases.
+`study_noise`: the same test set at 20, 10, 5 and 0 dB. Every model ships and every setting is its default. Run it
+without arguments, or name studies: `python benchmarks/study_keywords.py study_noise`. Tables lie in `runs/studies`.
+"""
+
+import functools
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from figures import Figure, emit, pin_threads
+
+pin_threads(1)
+
+import pyarrow.compute as pc  # noqa: E402  (the threads are pinned first)
+
+from ctxasr_ray import pipeline  # noqa: E402
+from ctxasr_ray.corpora import synthetic  # noqa: E402
+from ctxasr_ray.corpora.mandarin import MandarinConfig  # noqa: E402
+from ctxasr_ray.corpora.names import KINDS  # noqa: E402
+from ctxasr_ray.corpora.sentences import lexicon  # noqa: E402
+from ctxasr_ray.corpora.synthetic import SyntheticConfig  # noqa: E402
+from ctxasr_ray.experiment import Experiment  # noqa: E402
+from ctxasr_ray.layout import line  # noqa: E402
+from ctxasr_ray.metrics.keywords import KeywordCountsConfig, phrase_table  # noqa: E402
+from ctxasr_ray.opening import open_run  # noqa: E402
+from ctxasr_ray.recipes import studies  # noqa: E402
+
+REAL: Final = Path(os.environ.get("CTXASR_REAL", Path(__file__).parents[2] / "shared" / "real"))
+RARE: Final = REAL / "is21" / "words" / "all_rare_words.txt"
+ROOT: Final = Path("runs/studies")
+NOISE_DB: Final = (20.0, 10.0, 5.0, 0.0)
+NUM_DEV, NUM_TEST = 30, 60
+METRICS: Final = ("wer", "biased_wer", "unbiased_wer", "keyword_f1", "distractor_false_alarms", "keyword_leaks")
+LOOKED_UP: Final = ("recall@8", "recall@64")
+CONFIDENT: Final = ("confidently_wrong", "confidently_wrong_repaired", "confidently_wrong_repairable", "gate_lockout")
+
+
+def write_phrases() -> None:
+    """The catalogue of the studies: as many names of the synthetic corpus as real rare words, in one file.
+
+    Without the real words (`CTXASR_REAL`) names stand in for them.
+    """
+    path = Path(studies.PHRASES)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        needed = max(studies.LIST_SIZES) + 1000
+        rare = RARE.read_text("utf-8").split() if RARE.exists() else []
+        words = random.Random(7).sample(rare, min(len(rare), needed // 2))
+        names = SyntheticConfig().catalogue(needed - len(words))
+        path.write_text("\n".join(dict.fromkeys([*names, *words])) + "\n", "utf-8")
+    mandarin = path.with_name("phrases_mandarin.txt")
+    if not mandarin.exists():
+        mandarin.write_text("\n".join(MandarinConfig().catalogue(2000)) + "\n", "utf-8")
+
+
+def noisy_manifest() -> Path:
+    """The same utterances at every level of `NOISE_DB`, one corpus per level, as one manifest."""
+    path = ROOT / "noise" / synthetic.MANIFEST
+    rows = []
+    for level in NOISE_DB:
+        config = SyntheticConfig(snrs_db=(level,), num_dev=NUM_DEV, num_test=NUM_TEST)
+        manifest = synthetic.prepare(config, ROOT / "noise" / f"{level:g}dB")
+        for row in map(json.loads, manifest.read_text("utf-8").splitlines()):
+            audio = (manifest.parent / row["audio_filepath"]).relative_to(path.parent).as_posix()
+            named = {"utterance_id": f"{level:g}dB-{row['utterance_id']}", "corpus": f"synthetic_{level:g}dB"}
+            rows.append({**row, **named, "audio_filepath": audio})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+class Finished:
+    """A run of a study: its tables, made where they are not committed yet, and its RESULTS of test."""
+
+    def __init__(self, name: str, experiment: Experiment, manifest: Path | None = None) -> None:
+        """Runs it in this process, so that receipts hold seconds of one core."""
+        self.experiment = replace(experiment, executor="inline")
+        self.store, self.shards = open_run(self.experiment, str(ROOT / name), manifest)
+        pipeline.run(self.experiment, self.store, self.shards, on_progress=_say)
+        results = pipeline.results(self.experiment, self.store, self.shards)
+        pipeline.report(self.experiment, self.store, self.shards, results, ROOT / name / "report", name)
+        self.line = line(self.experiment)
+        self.rows = [row for row in results.to_pylist() if row["split"] == "test"]
+
+    def value(self, system: str, metric: str, corpus: str | None = None) -> dict[str, Any] | None:
+        """The row of a metric; None where the system has none."""
+        for row in self.rows:
+            if (row["system"], row["metric"]) == (system, metric) and corpus in (None, row["corpus"]):
+                return row
+        return None
+
+    def seconds(self, system: str) -> dict[str, float]:
+        """Busy seconds per second of audio on test, by what the step is for."""
+        spent: dict[str, float] = {}
+        shards: dict[str, float] = {}
+        for step in self.line.above(system):
+            receipts = [r for r in self.store.costs([step], self.shards) if r["split"] == "test"]
+            part = PARTS.get(step.config.NAME, "rest")
+            spent[part] = spent.get(part, 0.0) + sum(r["seconds"]["busy"] for r in receipts)
+            shards |= {r["shard"]: r["audio_s"] for r in receipts}
+        return {part: seconds / sum(shards.values()) for part, seconds in spent.items()}
+
+    def f1_by_type(self, system: str) -> dict[str, float]:
+        """Keyword F1 on test of surnames (people), towns, products and drugs."""
+        config = KeywordCountsConfig(catalogue=self.experiment.catalogue)
+        steps = (self.line.corpus, self.line.transcripts[system], self.line.contexts.get(system))
+        tables = [self.store.gather(step, self.shards) for step in steps if step is not None]
+        test = pc.equal(tables[0].column("split"), "test")
+        counts: dict[str, list[int]] = {}
+        for row in phrase_table(config, *(table.filter(test) for table in tables)):
+            kind = kind_of(row["phrase"])
+            if kind:
+                mine = counts.setdefault(kind, [0, 0])
+                mine[0] += 2 * row["true_positives"]
+                mine[1] += 2 * row["true_positives"] + row["false_positives"] + row["false_negatives"]
+        return {kind: part / whole for kind, (part, whole) in sorted(counts.items()) if whole}
+
+
+PARTS: Final[Mapping[str, str]] = {
+    "ctc": "search",
+    "ctc_keywords": "search",
+    "shortlist": "shortlist",
+    "plausible": "shortlist",
+    "causal_lm": "lm",
+    "ctc_scorer": "forced_scores",
+    "keyword_candidates": "candidates",
+}
+"""Stage -> the part of a system's work that it is."""
+
+
+def _say(event: Any) -> None:
+    print(f"{event.done} of {event.total}: {event.report.step}", file=sys.stderr, flush=True)
+
+
+def kind_of(phrase: str) -> str | None:
+    """person, town, product or drug, by the rare word in a phrase; None for a real word."""
+    for word in phrase.split():
+        for kind in KINDS:
+            if word in _words(kind):
+                return "person" if kind in ("surname", "first") else kind
+    return None
+
+
+@functools.cache
+def _words(kind: str) -> frozenset[str]:
+    return frozenset(lexicon(SyntheticConfig().seed, "test").names[kind])
+
+
+def figures_of(
+    run: Finished, prefix: str, system: str, metrics: Sequence[str], corpus: str | None = None
+) -> Iterator[Figure]:
+    """The metrics that a system has, with intervals, as figures without a goal."""
+    for metric in metrics:
+        row = run.value(system, metric, corpus)
+        if row is not None and row["value"] is not None:
+            told = {name: round(row[name], 4) for name in ("ci_low", "ci_high") if row[name] is not None}
+            unit = "phrases" if metric in ("distractor_false_alarms", "keyword_leaks") else "fraction"
+            counters = {**told, "utterances": row["num_utterances"]}
+            yield Figure(name=f"{prefix}_{metric}", value=row["value"], unit=unit, counters=counters)
+
+
+def list_sizes() -> Iterator[Figure]:
+    """Curves over list sizes, and what the longest list costs."""
+    run = Finished("study_list_sizes", studies.study_list_sizes())
+    yield from figures_of(run, "list_sizes_first_pass", "first_pass", METRICS)
+    factors: dict[str, dict[int, float]] = {}
+    for method in ("keyword_boost", "keyword_candidates"):
+        for size in studies.LIST_SIZES:
+            list_name = f"{method}/list_{size}"
+            system = list_name if method == "keyword_boost" else f"{list_name}_rescored"
+            prefix = f"list_sizes_{method}_{size}"
+            yield from figures_of(run, prefix, system, METRICS)
+            yield from figures_of(run, prefix, list_name, LOOKED_UP)
+            parts = run.seconds(system)
+            factors.setdefault(method, {})[size] = sum(parts.values())
+            told = {f"{part}_ms_per_s": round(1000 * seconds, 2) for part, seconds in parts.items()}
+            yield Figure(name=f"{prefix}_real_time_factor", value=sum(parts.values()), unit="s per s", counters=told)
+    for method, of_size in factors.items():
+        ratio = of_size[50_000] / of_size[1_000]
+        yield Figure(name=f"list_sizes_{method}_rtf_50k_over_1k", value=ratio, unit="x", goal="<= 1.15")
+
+
+def shortlists() -> Iterator[Figure]:
+    """Recall of every way to make a shortlist, and what candidates make of it, by type of phrase."""
+    run = Finished("study_list_sizes", studies.study_shortlists())  # the same folder: the first pass is there
+    for system in run.experiment.branches:
+        prefix = f"shortlists_{system.partition('/')[2]}"
+        yield from figures_of(run, prefix, system, ("recall@1", *LOOKED_UP))
+        yield from figures_of(run, prefix, f"{system}_rescored", METRICS)
+        for kind, f1 in run.f1_by_type(f"{system}_rescored").items():
+            yield Figure(name=f"{prefix}_keyword_f1_{kind}", value=f1, unit="fraction")
+
+
+def noise() -> Iterator[Figure]:
+    """Every method at every level, and its confidently wrong words."""
+    run = Finished("study_noise", studies.study_noise(), noisy_manifest())
+    for level in NOISE_DB:
+        for system in run.line.transcripts:
+            prefix = f"noise_{level:g}dB_{system.replace('/', '_')}"
+            yield from figures_of(run, prefix, system, (*METRICS, *CONFIDENT), f"synthetic_{level:g}dB")
+
+
+STUDIES: Final = {"study_list_sizes": list_sizes, "study_shortlists": shortlists, "study_noise": noise}
+
+
+def main() -> None:
+    """Runs the studies that are named, or all."""
+    write_phrases()
+    chosen = sys.argv[1:] or list(STUDIES)
+    emit([figure for name in chosen for figure in STUDIES[name]()])
+
+
+if __name__ == "__main__":
+    main()
