@@ -18,12 +18,14 @@ from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
+from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig, SpeechLlmKeywordsConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
 from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
+from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import Resources, Stage
@@ -36,10 +38,19 @@ FirstPass: TypeAlias = (
     | AttentionFusedConfig
     | PocketSphinxConfig
     | PocketSphinxKeywordsConfig
+    | SpeechLlmConfig
+    | SpeechLlmKeywordsConfig
     | ImportedConfig
 )
 """Recordings -> N-best lists."""
-Scorer: TypeAlias = CausalLmConfig | AttentionScorerConfig | CtcScorerConfig | PocketSphinxScorerConfig | SpeechLmConfig
+Scorer: TypeAlias = (
+    CausalLmConfig
+    | AttentionScorerConfig
+    | CtcScorerConfig
+    | PocketSphinxScorerConfig
+    | SpeechLmConfig
+    | SpeechLlmScorerConfig
+)
 """N-best lists -> scores of every hypothesis."""
 Candidates: TypeAlias = UnionConfig | KeywordCandidatesConfig
 """N-best lists -> another N-best list."""

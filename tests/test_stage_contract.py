@@ -20,6 +20,7 @@ from tiny_ctc import make, noise
 from tiny_fusion import make_lm
 from tiny_seq2seq import make as make_seq2seq
 from tiny_seq2seq import tokenizer as letters
+from tiny_speech_llm import make as make_speech_llm
 
 from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
@@ -33,6 +34,7 @@ from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
+from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.compositional_oracle import CompositionalOracleConfig
@@ -47,6 +49,7 @@ from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
 from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
+from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import Costs, StageConfig
@@ -105,6 +108,10 @@ STAGES = {
     "causal_lm": Case(lambda w: CausalLmConfig(model=w["lm"]), ("hypotheses",), 1e-4),
     "speech_units": Case(lambda w: SpeechUnitsConfig(encoder=w["ctc"], quantiser=w["quantiser"]), ("utterances",)),
     "speech_lm": Case(lambda w: SpeechLmConfig(model=w["speech_lm"]), ("hypotheses", "units"), 1e-4),
+    "speech_llm": Case(lambda w: SpeechLlmConfig(model=w["speech_llm"], max_tokens=6), ("utterances",), 1e-3),
+    "speech_llm_scorer": Case(
+        lambda w: SpeechLlmScorerConfig(model=w["speech_llm"]), ("utterances", "hypotheses"), 1e-4
+    ),
     "nbest_errors": Case(lambda w: NbestErrorsConfig(), ("hypotheses", "utterances")),
     "nbest_errors/keywords": Case(
         lambda w: NbestErrorsConfig(classes=(("phrase", "keyword"), ("word", "biased"))), ("hypotheses", "utterances")
@@ -174,6 +181,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "letters_lm": str(make_lm(folder / "letters_lm", letters())),
         "phrases": str(folder / "phrases.txt"),
         "lm": saved(folder / "lm", bpe())[0],
+        "speech_llm": str(make_speech_llm(folder / "speech_llm")),
         "utterances": conform(utterances, "utterances"),
         "hypotheses": hypotheses_table(nbests),
         "lists": str(folder / "lists"),

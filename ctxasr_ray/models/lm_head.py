@@ -50,6 +50,10 @@ class LmHead:
                     "be computed in bounded memory; choose another causal LM."
                 )
 
+    def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+        """(R, V) float32 of every token, in one buffer: for the few rows of a beam."""
+        return self._logits(hidden_RD)
+
     def read(
         self, hidden_RD: torch.Tensor, rows_Q: npt.NDArray[np.int64], tokens_Q: npt.NDArray[np.int64], costs: Costs
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -12,6 +12,7 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
+from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.recipes.showcase import showcase
 from ctxasr_ray.recipes.studies import mandarin, study_list_sizes, study_noise, study_shortlists
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -39,6 +40,11 @@ def whisper() -> Experiment:
     A multilingual one takes --first-pass.language, or the language that each utterance of the manifest names.
     """
     return Experiment(first_pass=AttentionConfig(model="openai/whisper-large-v3"))
+
+
+def speech_llm() -> Experiment:
+    """A language model that hears as recogniser, ours or one of the hub: --first-pass.model NAME."""
+    return Experiment(first_pass=SpeechLlmConfig(model="runs/train/speech_llm/model"))
 
 
 def parakeet() -> Experiment:
@@ -91,6 +97,7 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "parakeet": parakeet,
     "whisper": whisper,
     "whisper_llm": whisper_llm,
+    "speech_llm": speech_llm,
     "pocketsphinx": pocketsphinx,
     "pocketsphinx_keywords": pocketsphinx_keywords,
     "pocketsphinx_rescored": pocketsphinx_rescored,

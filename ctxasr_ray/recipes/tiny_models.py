@@ -11,18 +11,23 @@ import tyro
 
 from ctxasr_ray.corpora import mandarin
 from ctxasr_ray.corpora.mandarin import MandarinConfig
+from ctxasr_ray.models.speech_adapter import AdapterConfig
 from ctxasr_ray.training.augment import SpecAugment
 from ctxasr_ray.training.config import Optimiser, TrainingConfig
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
+from ctxasr_ray.training.speech_llm import SpeechLlmTask
 from ctxasr_ray.training.speech_text import Mix, SpeechTextTask
+from ctxasr_ray.training.trainable import Lora
 
 LM: Final = str(Path(__file__).parents[1] / "assets" / "lm")
 """The shipped language model, whose tokenizer the attention model writes with."""
 CTC: Final = str(Path(__file__).parents[1] / "assets" / "ctc")
 """The shipped CTC recogniser, whose encoder hears for the speech-text LM."""
+ATTENTION: Final = str(Path(__file__).parents[1] / "assets" / "attention")
+"""The shipped attention recogniser, whose encoder hears for the LLM recogniser."""
 CTC_START: Final = "runs/train/ctc_start/model"
 """What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
 LIGHT_MASKS: Final = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
@@ -158,6 +163,48 @@ def train_speech_lm_control() -> TrainingConfig:
     return replace(heard, name="speech_lm_control", task=replace(heard.task, speech=False))
 
 
+def train_speech_llm_adapter() -> TrainingConfig:
+    """Trains the adapter of the tiny LLM recogniser to spell by CTC in the shipped LM's own embeddings."""
+    return TrainingConfig(
+        name="speech_llm_adapter",
+        seed=17,
+        task=SpeechLlmTask(
+            train=SyntheticSpeech(num_utterances=3000, first=12_000),  # not what the encoder was trained on
+            dev=SyntheticSpeech(num_utterances=150, split="dev"),
+            encoder=ATTENTION,
+            llm=LM,
+            adapter=AdapterConfig(stack=2, width=512),
+            ctc_weight=1.0,
+            features_directory="runs/train/speech_llm_features",
+        ),
+        num_steps=600,
+        batch_size=4096,
+        optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=50, weight_decay=0.01),
+    )
+
+
+def train_speech_llm() -> TrainingConfig:
+    """Trains the adapter of `train_speech_llm_adapter` on, together with a LoRA of the shipped LM."""
+    start = train_speech_llm_adapter()
+    assert isinstance(start.task, SpeechLlmTask)
+    task = replace(
+        start.task,
+        initial="runs/train/speech_llm_adapter/model",
+        lora=Lora(rank=32, alpha=64.0),
+        trained=("adapter", "llm"),
+        ctc_weight=0.2,
+    )
+    return replace(
+        start,
+        name="speech_llm",
+        seed=18,
+        task=task,
+        num_steps=1200,
+        batch_size=2048,
+        optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=50, weight_decay=0.01),
+    )
+
+
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc_start": train_ctc_start,
     "ctc": train_ctc,
@@ -167,6 +214,8 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "attention": train_attention,
     "speech_lm": train_speech_lm,
     "speech_lm_control": train_speech_lm_control,
+    "speech_llm_adapter": train_speech_llm_adapter,
+    "speech_llm": train_speech_llm,
 }
 """Names that `ctxasr train` knows."""
 

@@ -88,6 +88,23 @@ class LabelBeam:
         """At most B hypotheses, best first."""
         return list(self._finished)
 
+    def repeats(self, size: int) -> list[tuple[int, int]]:
+        """(row, token) of every continuation that would write a run of `size` tokens a second time.
+
+        Args:
+            size: At least 1.
+
+        Reference:
+            `NoRepeatNGramLogitsProcessor` of transformers, on the text alone, without the prompt.
+        """
+        found = []
+        for row, path in enumerate(self._paths):
+            last = path.tokens[len(path.tokens) - size + 1 :]
+            for start in range(len(path.tokens) - size + 1):
+                if path.tokens[start : start + size - 1] == last:
+                    found.append((row, path.tokens[start + size - 1]))
+        return found
+
     def advance(self, candidates: Candidates) -> tuple[list[int], list[int]]:
         """Takes one step.
 

@@ -23,7 +23,7 @@ Letters: U utterances, B beams, C candidates of a beam, V vocabulary, L tokens.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +33,70 @@ from ctxasr_ray.search.label_beam import Candidates, Float, LabelBeam, LabelHypo
 if TYPE_CHECKING:
     import torch
 
-    from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.models.seq2seq_decoding import Decoding
     from ctxasr_ray.search.ctc_prefix_scores import CtcPrefixScores
     from ctxasr_ray.search.label_fusion import RowFusion
 
 PRE_PRUNED: Final = 4
 """Candidates of a beam that get a CTC score, in beams: a token behind the attention's best 4 B would have to make up
 with its CTC score for all tokens before it."""
+
+
+class Labels(Protocol):
+    """What a model may write."""
+
+    @property
+    def suppressed(self) -> npt.NDArray[np.bool_]:
+        """(V,) tokens that no text holds."""
+        ...
+
+    @property
+    def begin_suppressed(self) -> npt.NDArray[np.bool_]:
+        """(V,) tokens that no text begins with."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The end."""
+        ...
+
+
+class LabelModel(Protocol):
+    """A model that writes label after label: an attention recogniser, or an LLM behind embedded speech."""
+
+    @property
+    def name(self) -> str:
+        """Stands in messages."""
+        ...
+
+    @property
+    def device(self) -> "torch.device":
+        """Where it steps."""
+        ...
+
+    @property
+    def tokens(self) -> Labels:
+        """What it may write."""
+        ...
+
+    @property
+    def max_positions(self) -> int:
+        """Longest prompt and text together."""
+        ...
+
+    @property
+    def has_ctc_head(self) -> bool:
+        """Whether a share of a CTC score can be asked."""
+        ...
+
+    @property
+    def ctc_blank_id(self) -> int:
+        """Of the CTC head, where there is one."""
+        ...
+
+    def decode(self, states_UTD: "torch.Tensor") -> "Decoding":
+        """Opens a decoding of some utterances."""
+        ...
 
 
 class LabelSynchronousSearch:
@@ -51,6 +108,7 @@ class LabelSynchronousSearch:
         max_tokens: Longest hypothesis; the decoder's positions may allow fewer.
         length_penalty: 0 ranks by the sum.
         ctc_weight: Share of the CTC score, in [0, 1).
+        no_repeat: No run of so many tokens is written twice in a text; 0 lets everything repeat.
 
     Raises:
         ValueError: a share of a CTC score and a model without CTC head.
@@ -58,12 +116,13 @@ class LabelSynchronousSearch:
 
     def __init__(
         self,
-        model: "Seq2SeqModel",
+        model: "LabelModel",
         *,
         beam_size: int,
         max_tokens: int,
         length_penalty: float = 0.0,
         ctc_weight: float = 0.0,
+        no_repeat: int = 0,
     ) -> None:
         import torch
 
@@ -75,6 +134,7 @@ class LabelSynchronousSearch:
 
         self._model, self._size, self._max_tokens = model, beam_size, max_tokens
         self._penalty, self._ctc_weight = length_penalty, ctc_weight
+        self._no_repeat = no_repeat
         self._num_candidates = (PRE_PRUNED if ctc_weight else 2) * beam_size
         tokens = model.tokens
         self._never_V = torch.from_numpy(tokens.suppressed).to(model.device)
@@ -116,7 +176,8 @@ class LabelSynchronousSearch:
             never_V = self._not_first_V
             while True:
                 self.steps += 1
-                candidates = self._candidates(logits_UBV, never_V, [prefixes[u] for u in running], fusion)
+                again = [(n, *pair) for n, u in enumerate(running) for pair in self._repeats(beams[u])]
+                candidates = self._candidates(logits_UBV, never_V, again, [prefixes[u] for u in running], fusion)
                 steps = [beams[u].advance(own) for u, own in zip(running, candidates, strict=True)]
                 going = [row for row, u in enumerate(running) if not beams[u].done]
                 if not going:
@@ -136,6 +197,9 @@ class LabelSynchronousSearch:
                 logits_UBV = decoding.advance(tokens_UB.to(states_UTD.device), parents_UB.to(states_UTD.device))
                 never_V = self._never_V
 
+    def _repeats(self, beam: LabelBeam) -> list[tuple[int, int]]:
+        return beam.repeats(self._no_repeat) if self._no_repeat else []
+
     def _rows(self, steps: Sequence[tuple[list[int], list[int]]]) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and parents of all utterances; a short beam repeats its first row, which nobody reads."""
         import torch
@@ -149,6 +213,7 @@ class LabelSynchronousSearch:
         self,
         logits_UBV: "torch.Tensor",
         never_V: "torch.Tensor",
+        again: Sequence[tuple[int, int, int]],
         prefixes: "Sequence[CtcPrefixScores | None]",
         fusion: "RowFusion | None",
     ) -> list[Candidates]:
@@ -159,7 +224,10 @@ class LabelSynchronousSearch:
         ranked_UBV, added_UBV = (shifted_UBV, None) if fusion is None else fusion.ranked(shifted_UBV)
         sums_UBV = ranked_UBV if added_UBV is None else ranked_UBV + added_UBV
         num = min(self._num_candidates, shifted_UBV.shape[2])
-        best = sums_UBV.masked_fill(never_V, -float("inf")).topk(num, dim=-1)
+        allowed_UBV = sums_UBV.masked_fill(never_V, -float("inf"))
+        for utterance, row, token in again:
+            allowed_UBV[utterance, row, token] = -float("inf")
+        best = allowed_UBV.topk(num, dim=-1)
         shifted_UBC, ranked_UBC = (
             t.gather(2, best.indices).masked_fill(never_V[best.indices], -float("inf"))
             for t in (shifted_UBV, ranked_UBV)

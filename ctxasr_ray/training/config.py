@@ -12,6 +12,7 @@ from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
+from ctxasr_ray.training.speech_llm import SpeechLlmTask
 from ctxasr_ray.training.speech_text import SpeechTextTask
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class TrainingConfig:
 
     name: str
     """Of the recipe; stands in messages and in training.json."""
-    task: CtcTask | LanguageModelTask | JointTask | SpeechTextTask
+    task: CtcTask | LanguageModelTask | JointTask | SpeechTextTask | SpeechLlmTask
     """What is learnt, from what."""
     num_steps: int
     """Optimiser steps; the data is repeated as often as they need."""

@@ -77,6 +77,14 @@ def pad_features(rows: Sequence[npt.NDArray[np.float32]]) -> "dict[str, torch.Te
     return {"input_features": torch.from_numpy(features_BFM), "attention_mask": torch.from_numpy(mask_BF)}
 
 
+def pad_windows(rows: Sequence[npt.NDArray[np.float32]], num_frames: int) -> "torch.Tensor":
+    """Repeats the last row of (F, M) features, which is that of padding, up to a fixed window: (B, M, num_frames)."""
+    import torch
+
+    padded = [np.concatenate([row, np.repeat(row[-1:], num_frames - len(row), axis=0)]).T for row in rows]
+    return torch.from_numpy(np.ascontiguousarray(padded))
+
+
 def pad_targets(targets: Sequence[Sequence[int]]) -> "torch.Tensor":
     """Pads token ids with `objectives.IGNORED` to (B, N) int64; at least one column."""
     import torch

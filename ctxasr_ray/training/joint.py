@@ -16,7 +16,7 @@ from ctxasr_ray.models import attention, checkpoint
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.augment import SpecAugment
 from ctxasr_ray.training.dev_errors import error_rates
-from ctxasr_ray.training.examples import pad_targets, usable
+from ctxasr_ray.training.examples import pad_targets, pad_windows, usable
 from ctxasr_ray.training.sources import SyntheticSpeech, TableSpeech
 
 if TYPE_CHECKING:
@@ -156,12 +156,7 @@ class JointTraining:
         }
 
     def _windows(self, rows: Sequence[npt.NDArray[np.float32]]) -> "torch.Tensor":
-        """Repeats the last row, which is that of padding, up to the window: (B, M, F)."""
-        import torch
-
-        window = int(self._recogniser.extractor.nb_max_frames)
-        padded = [np.concatenate([row, np.repeat(row[-1:], window - len(row), axis=0)]).T for row in rows]
-        return torch.from_numpy(np.ascontiguousarray(padded))
+        return pad_windows(rows, int(self._recogniser.extractor.nb_max_frames))
 
     def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
         """Gives the mixture of both losses, in nats per token."""

@@ -1,0 +1,106 @@
+"""UTTERANCES, HYPOTHESES -> SCORES: log P(text | sound) of a language model that hears, by teacher forcing.
+
+The sound becomes a prefix of embeddings once per utterance; all hypotheses are one token tree behind it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from ctxasr_ray.models.hearing_options import HearingOptions
+from ctxasr_ray.nbest import SourceScores, flatten, scores_table
+from ctxasr_ray.recordings import COLUMNS, heard_ahead
+from ctxasr_ray.stage import Costs, Resources
+
+if TYPE_CHECKING:
+    from ctxasr_ray.models.audio_lm import AudioLm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeechLlmScorerConfig(HearingOptions):
+    """Forced scores of an LLM recogniser of ours or an audio-language model of transformers."""
+
+    NAME: ClassVar[str] = "speech_llm_scorer"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": COLUMNS, "hypotheses": ("hypotheses",)}
+    WRITES: ClassVar[str] = "scores"
+
+    source: str = "speech_llm"
+    """Name of the scores; must differ from the sources of the first pass that is scored."""
+    resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        """Refuses what can be refused without loading a model."""
+        self.check()
+
+    def build(self) -> "SpeechLlmScorer":
+        """Loads the model."""
+        return SpeechLlmScorer(self, self.load())
+
+
+class SpeechLlmScorer:
+    """Built by `SpeechLlmScorerConfig`; one call per shard.
+
+    Args:
+        config: Of the stage.
+        model: Loaded.
+    """
+
+    def __init__(self, config: SpeechLlmScorerConfig, model: "AudioLm") -> None:
+        self._config, self._model = config, model
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """One SCORES row per utterance; what cannot be scored is null with its reason.
+
+        Raises:
+            OSError: a fault of the disk or network while reading audio.
+        """
+        from ctxasr_ray.models.causal_lm import ScoreRequest
+
+        utterances, hypotheses = tables
+        flat = flatten(hypotheses)
+        bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
+        rows, errors = [], []
+        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2, costs):
+            texts, error = flat.texts[slice(*bounds[heard.row])], heard.error
+            errors.append(error)
+            if heard.samples is None or not texts:
+                reason = None if error is None else f"{error[0]}: {error[1]}"
+                rows.append([self._unscored(len(texts), reason)])
+                continue
+            ids = self._model.tokens.encode(texts)
+            with costs.timed("encoder"):
+                prefix = self._model.prefix(heard.samples)
+            with costs.timed("llm"):
+                (scores,) = self._model.lm.score([ScoreRequest(prefix, ids)], costs)
+            reasons = list(scores.reasons)
+            for i, text in enumerate(texts):
+                if text.strip() and (not len(ids[i]) or self._model.tokens.num_unknown(ids[i])):
+                    reasons[i] = f"text: the tokenizer has no token for {text[:40]!r}"
+            rows.append([self._scored(scores.log_probs, scores.eos_log_probs, [len(i) for i in ids], reasons)])
+        return scores_table(flat.utterance_ids, rows, errors)
+
+    def _scored(
+        self,
+        log_probs: "np.ndarray[tuple[int], np.dtype[np.float64]]",
+        eos_log_probs: "np.ndarray[tuple[int], np.dtype[np.float64]]",
+        num_tokens: list[int],
+        reasons: list[str | None],
+    ) -> SourceScores:
+        ends = [None if r or not np.isfinite(v) else float(v) for v, r in zip(eos_log_probs, reasons, strict=True)]
+        return SourceScores(
+            source=self._config.source,
+            log_probs=[None if r else float(v) for v, r in zip(log_probs, reasons, strict=True)],
+            eos_log_probs=None if self._model.lm.eos_token_id is None else ends,
+            num_tokens=num_tokens,
+            reasons=reasons,
+        )
+
+    def _unscored(self, num: int, reason: str | None) -> SourceScores:
+        nothing = [None] * num
+        return SourceScores(
+            source=self._config.source, log_probs=nothing, eos_log_probs=nothing, reasons=[reason] * num
+        )
