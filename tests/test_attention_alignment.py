@@ -1,10 +1,16 @@
-"""Where tokens are, from attention that is known to look there."""
+"""Where tokens are, from attention that is known to look there, and from speech whose times are known."""
 
 import itertools
 
 import numpy as np
 import pytest
+import soxr
 
+from ctxasr_ray.corpora.espeak import SAMPLE_RATE_HZ, Voice, say
+from ctxasr_ray.experiment import asset
+from ctxasr_ray.first_pass.token_times import Encoded, token_times
+from ctxasr_ray.models.checkpoint import resolve
+from ctxasr_ray.models.seq2seq import Seq2SeqModel
 from ctxasr_ray.search.attention_alignment import attention_spans
 
 
@@ -37,3 +43,31 @@ def test_more_tokens_than_positions_share_them_in_order() -> None:
 def test_an_empty_text_has_no_tokens() -> None:
     start, end = attention_spans(np.ones((2, 1, 10), np.float32))
     assert len(start) == len(end) == 0
+
+
+def test_words_of_the_shipped_model_are_told_where_they_were_spoken() -> None:
+    pytest.importorskip("espeakng_loader")
+    model = Seq2SeqModel(resolve(asset("attention")))
+    voice = Voice(accent="en-us", variant="f4", pitch=50, pitch_range=50, words_per_minute=150)
+    parts = ["call the office", "play some music", "turn on the light"]
+    pause = 1e-3 * np.random.default_rng(0).standard_normal(model.sample_rate_hz // 2)
+    pieces: list[np.ndarray] = []
+    spans_s: list[tuple[float, float]] = []
+    for part in parts:
+        spoken = soxr.resample(say(part, voice) / 32768, SAMPLE_RATE_HZ, model.sample_rate_hz)
+        start = sum(map(len, pieces)) + len(pause)
+        spans_s.append((start / model.sample_rate_hz, (start + len(spoken)) / model.sample_rate_hz))
+        pieces += [pause, spoken]
+    waveform = np.concatenate(pieces).astype(np.float32)
+    (tokens,) = model.tokens.encode([" ".join(parts)])
+    (states,) = model.encode([waveform])
+    num_frames = model.num_frames(states, len(waveform))
+    heard = Encoded(states, num_frames, model.ctc_log_probs(states, num_frames))
+    (found,) = token_times(model, heard, model.tokens.prompt(None), [tokens])
+    assert found is not None
+    part_of_word = np.repeat(np.arange(len(parts)), [len(part.split()) for part in parts])
+    part_of_token = part_of_word[np.array(model.tokens.words(tokens))]
+    for n, (start_s, end_s) in enumerate(spans_s):
+        own = part_of_token == n
+        assert start_s <= found.start_s[own].min() <= start_s + 0.2, "half a second of pause lies before each part"
+        assert end_s - 0.4 <= found.end_s[own].max() <= end_s, "labels of CTC are peaks: an end is told too early"
