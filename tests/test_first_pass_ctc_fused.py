@@ -11,7 +11,7 @@ from test_first_pass_ctc import parakeet, recordings, utterances  # noqa: F401  
 from test_scorer_causal_lm import bpe, saved
 
 from ctxasr_ray.first_pass.ctc import CtcConfig
-from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig, FirstPassLm
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.nbest import NBest, read_nbest
 from ctxasr_ray.schema import ContractError
@@ -75,6 +75,27 @@ def test_every_hypothesis_has_the_scores_of_recogniser_and_lm_apart(
     assert counters["llm_calls"] < counters["lm_asks"], "utterances share calls"
     assert counters["nodes"] < counters["tokens_flat"]
     assert counters["utterances_unfused"] == 0
+
+
+def test_a_small_lm_is_heard_at_every_word_beside_the_main_one(
+    config: CtcFusedConfig,
+    recordings: list[Path],  # noqa: F811
+) -> None:
+    small = FirstPassLm(lm=replace(config.lm, source="small"), lm_weight=0.2, length_bonus=0.1)
+    both = replace(config, first_pass_lm=small)
+    hypotheses, _ = run(both, utterances(recordings[:2]))
+    weights = {"ctc": 1.0, "causal_lm": 0.3, "causal_lm/eos": 0.3, "small": 0.2, "small/eos": 0.2}
+    for row in read_nbest(hypotheses):
+        sums = []
+        for h in row.hypotheses:
+            scores = {s.source: s.log_prob for s in h.scores}
+            assert list(scores) == list(weights)
+            assert scores["small"] == pytest.approx(scores["causal_lm"], abs=1e-4), "it is the same model"
+            sums.append(sum(weights[name] * scores[name] for name in weights) + 0.6 * len(h.text.split()))
+        assert sums == pytest.approx(sorted(sums, reverse=True))
+    assert set(config.fingerprint()) < set(both.fingerprint())
+    with pytest.raises(ValueError, match=r"first_pass_lm\.lm\.source is 'causal_lm', which another score has"):
+        replace(config, first_pass_lm=FirstPassLm(lm=config.lm))
 
 
 def test_fusion_refuses_to_add_the_same_lm_twice(config: CtcFusedConfig, recordings: list[Path]) -> None:  # noqa: F811

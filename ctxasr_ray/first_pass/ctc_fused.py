@@ -32,6 +32,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FirstPassLm:
+    """A small language model beside the main one, by shallow fusion at word boundaries (the paper's NLM)."""
+
+    lm: CausalLmConfig
+    """Loaded beside the recogniser; its source needs a name of its own."""
+    lm_weight: float = 0.3
+    """Of its log-prob, end of sequence included (the paper's mu)."""
+    length_bonus: float = 0.0
+    """Nats per word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CtcFusedConfig:
     """First pass with a CTC model whose search asks a causal LM, by shallow or by delayed fusion."""
 
@@ -58,6 +70,8 @@ class CtcFusedConfig:
     """Of the LM's log-prob in the search, end of sequence included (the paper's lambda)."""
     length_bonus: float = 0.0
     """Nats per word that the LM has scored (the paper's beta)."""
+    first_pass_lm: FirstPassLm | None = None
+    """A small LM that is heard at every word while the main one waits; None has none."""
     label_prior: str | None = field(default=None, metadata={"identity": False})
     """A .npy file of one log-prob per label, taken off in step with the LM's score; its digest is in the hash."""
     prior_weight: float = 0.0
@@ -90,12 +104,18 @@ class CtcFusedConfig:
             )
         if self.lm.source == self.first_pass.source:
             raise ValueError(f"lm.source and first_pass.source are both '{self.lm.source}'; give them two names.")
+        if self.first_pass_lm is not None and self.first_pass_lm.lm.source in (self.lm.source, self.first_pass.source):
+            raise ValueError(
+                f"first_pass_lm.lm.source is '{self.first_pass_lm.lm.source}', which another score has; give it a name."
+            )
         if (self.label_prior is None) != (self.prior_weight == 0.0):
             raise ValueError(f"label_prior is {self.label_prior}, prior_weight {self.prior_weight}; give both or none.")
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of both models and of the label prior."""
         parts = {"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()}
+        if self.first_pass_lm is not None:
+            parts["first_pass_lm_"] = self.first_pass_lm.lm.fingerprint()
         digests = {f"{name}{key}": digest for name, part in parts.items() for key, digest in part.items()}
         if self.label_prior is not None:
             digests["label_prior"] = hashlib.sha256(Path(self.label_prior).read_bytes()).hexdigest()
@@ -126,6 +146,17 @@ class CtcFusedConfig:
         return FixedInterval(frames=self.interval, scope=self.scored)
 
 
+@dataclass(frozen=True, slots=True)
+class _HeardLm:
+    """A loaded language model and how the search hears it."""
+
+    config: CausalLmConfig
+    host: TreeScorerHost
+    trigger: "Trigger"
+    lm_weight: float
+    length_bonus: float
+
+
 class CtcFusedFirstPass:
     """Built by `CtcFusedConfig`; one call per shard.
 
@@ -139,11 +170,16 @@ class CtcFusedFirstPass:
         from ctxasr_ray.models.word_boundaries import WordBoundaries
         from ctxasr_ray.models.word_tokens import WordTokens
         from ctxasr_ray.search.lm_units import WordUnits
+        from ctxasr_ray.search.shallow_fusion import EveryWord
 
-        self._config, self._model, self._host = config, model, host
+        self._config, self._model = config, model
         self._units = WordUnits(WordBoundaries.of_ctc(model.vocabulary, config.segmentation))
-        self._tokens = _text_tokens(config.lm)
-        self._spelling = WordTokens(self._tokens, segmentation=config.segmentation)
+        self._lms = [_HeardLm(config.lm, host, config.trigger_of_search(), config.lm_weight, config.length_bonus)]
+        if (small := config.first_pass_lm) is not None:
+            own = small.lm.host()
+            self._lms.append(_HeardLm(small.lm, own, EveryWord(), small.lm_weight, small.length_bonus))
+        self._tokens = [_text_tokens(each.config) for each in self._lms]
+        self._spellings = [WordTokens(tokens, segmentation=config.segmentation) for tokens in self._tokens]
         self._prior = _label_prior(config.label_prior, len(model.vocabulary.pieces))
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
@@ -164,39 +200,39 @@ class CtcFusedFirstPass:
         (utterances,) = tables
         ids = utterances.column("utterance_id").to_pylist()
         done = [NBest(utterance_id=one) for one in ids]
-        fusion = self._fusion(costs)
-        search = ctc_search(self._config.first_pass, self._model, fusion.kinds)
+        fusions = [self._fusion(place, costs) for place in range(len(self._lms))]
+        search = ctc_search(self._config.first_pass, self._model, fusions[0].kinds)
         limits = self._model.limits(self._config.first_pass.max_audio_s)
 
         def refuse(row: int, error: tuple[str, str]) -> None:
             done[row] = failed(ids[row], error)
 
         for batch in heard_batches(utterances, limits, self._config.utterances_in_lockstep, costs, refuse):
-            self._run_batch(batch, ids, done, search, fusion, costs)
+            self._run_batch(batch, ids, done, search, fusions, costs)
         return hypotheses_table(done)
 
-    def _fusion(self, costs: Costs) -> "LmFusion":
+    def _fusion(self, place: int, costs: Costs) -> "LmFusion":
         from ctxasr_ray.search.lm_fusion import LmFusion
         from ctxasr_ray.search.lm_texts import FusedLm
 
-        config = self._config
+        heard, is_main = self._lms[place], place == 0
         lm = FusedLm(
-            scorer=self._host.sessions(costs),
-            spelling=self._spelling,
-            prefix=self._tokens.prefix,
-            eos_token_id=self._host.eos_token_id,
-            max_positions=self._host.max_positions,
-            source=config.lm.source,
+            scorer=heard.host.sessions(costs),
+            spelling=self._spellings[place],
+            prefix=self._tokens[place].prefix,
+            eos_token_id=heard.host.eos_token_id,
+            max_positions=heard.host.max_positions,
+            source=heard.config.source,
             costs=costs,
         )
         return LmFusion(
             lm=lm,
             units=self._units,
-            trigger=config.trigger_of_search(),
-            lm_weight=config.lm_weight,
-            length_bonus=config.length_bonus,
-            label_prior=self._prior,
-            prior_weight=config.prior_weight,
+            trigger=heard.trigger,
+            lm_weight=heard.lm_weight,
+            length_bonus=heard.length_bonus,
+            label_prior=self._prior if is_main else None,
+            prior_weight=self._config.prior_weight if is_main else 0.0,
         )
 
     def _run_batch(
@@ -205,7 +241,7 @@ class CtcFusedFirstPass:
         ids: Sequence[str],
         done: list[NBest],
         search: "CtcBeamSearch",
-        fusion: "LmFusion",
+        lm_fusions: "Sequence[LmFusion]",
         costs: Costs,
     ) -> None:
         """Forward passes of the recogniser, then all utterances' searches side by side."""
@@ -218,7 +254,7 @@ class CtcFusedFirstPass:
                 done[heard.row] = failed(ids[heard.row], ("model_limit", not_finite(self._config.first_pass.dtype)))
         kept = [(heard.row, one) for heard, one, good in zip(batch, log_probs, finite, strict=True) if good]
         with costs.timed("search"):
-            fusions = [fusion, *self._further([ids[row] for row, _ in kept])]
+            fusions = [*lm_fusions, *self._further([ids[row] for row, _ in kept])]
             found = search_in_lockstep(search, [search.checked(one) for _, one in kept], fusions)
         with costs.timed("lists"):
             for (row, log_probs_TV), own in zip(kept, found, strict=True):
@@ -236,7 +272,7 @@ class CtcFusedFirstPass:
                 done[row] = NBest(utterance_id=ids[row], hypotheses=hypotheses, error=reason)
 
     def _further(self, ids: Sequence[str]) -> "Sequence[Fusion]":
-        """Fusions beside the language model, for some utterances that are searched side by side."""
+        """Fusions beside the language models, for some utterances that are searched side by side."""
         return ()
 
     def _log_probs(self, batch: Sequence[Heard], costs: Costs) -> list[npt.NDArray[np.float32]]:
