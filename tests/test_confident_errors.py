@@ -40,9 +40,9 @@ def _counts(errors: pa.Table) -> list[dict[str, tuple[int, int]]]:
 
 def test_a_list_can_repair_what_one_of_its_texts_has_right_and_a_sure_token_locks_the_gate() -> None:
     utterances = _utterances([("call anna now", None), ("stop", None), (None, None)])
-    said = _said([("call hannah so now", [0.99, 0.95, 0.92, 0.99]), ("stop", [0.99]), ("x", [0.99])])
-    lists = [["call hannah so now", "call anna so now"], ["stop"], ["x"]]
-    tokens = {"token_words": [0, 1, 1, 2, 3], "token_entropies": [0.0, 0.1, 0.3, 0.1, 0.0]}
+    said = _said([("call hannah now so", [0.99, 0.95, 0.99, 0.92]), ("stop", [0.99]), ("x", [0.99])])
+    lists = [["call hannah now so", "call anna now so"], ["stop"], ["x"]]
+    tokens = {"token_words": [0, 1, 1, 2, 3], "token_entropies": [0.0, 0.1, 0.3, 0.0, 0.1]}
     rows = [
         {
             "utterance_id": f"u{n}",
