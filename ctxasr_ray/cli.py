@@ -16,6 +16,7 @@ import tyro
 
 from ctxasr_ray.experiment import Experiment
 from ctxasr_ray.file_commands import compare, prepare, score
+from ctxasr_ray.fit_command import fit
 from ctxasr_ray.opening import open_run
 from ctxasr_ray.recipes.evaluation import RECIPES, find
 from ctxasr_ray.schema import ContractError
@@ -182,11 +183,14 @@ def evaluate(options: Evaluate) -> int:
 
 
 def _plan(words: list[str]) -> int:
-    """Say what a recipe would run, what is committed already, and what it asks of the cluster."""
+    """Say what a recipe would run, what is committed already, and whether its pools fit a cluster (--cluster FILE)."""
     from ctxasr_ray import layout
     from ctxasr_ray.execution import planning
 
-    options = parse_evaluate("plan", words)
+    place = words.index("--cluster") if "--cluster" in words else len(words)
+    options = parse_evaluate("plan", words[:place] + words[place + 2 :])
+    if place < len(words):
+        return fit(options.experiment, words[place + 1 : place + 2])
     store, shards = open_run(options.experiment, options.root, options.manifest)
     _show(planning.plan(store, layout.line(options.experiment).steps, shards), options.json)
     return 0

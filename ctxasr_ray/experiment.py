@@ -28,6 +28,7 @@ from ctxasr_ray.scorers.pocketsphinx import PocketSphinxScorerConfig
 from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
+from ctxasr_ray.scorers.vllm import VllmConfig
 from ctxasr_ray.stage import Resources, Stage
 
 FirstPass: TypeAlias = (
@@ -45,6 +46,7 @@ FirstPass: TypeAlias = (
 """Recordings -> N-best lists."""
 Scorer: TypeAlias = (
     CausalLmConfig
+    | VllmConfig
     | AttentionScorerConfig
     | CtcScorerConfig
     | PocketSphinxScorerConfig

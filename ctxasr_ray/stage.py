@@ -25,6 +25,13 @@ def runtime_field(default: Any) -> Any:
     return field(default=default, metadata={"identity": False})
 
 
+class SpentProcessError(RuntimeError):
+    """A stage cannot go on in this process, built anew or not: a dead engine, a broken device context.
+
+    An actor ends, so that the cluster starts another; a plain executor stops and says so.
+    """
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
     """What one actor of a pool asks of the cluster, and how many actors there are. Never in a stage hash."""

@@ -4,10 +4,11 @@ A strict model of the subset that we write stands in for KubeRay's CRD (1.4 MB);
 operator enforces and that a schema does not know.
 """
 
+import os
 import re
 import shlex
+import subprocess
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from ctxasr_ray import cli, layout
-from ctxasr_ray.stage import GATHERED, Resources
+from ctxasr_ray import cli
 
 ROOT = Path(__file__).parents[1]
 # RFC 1035 label; the operator appends to the name of a RayJob, so that 47 characters are left for it.
@@ -125,7 +125,8 @@ class Toleration(Strict):
 
 class Pod(Strict):
     restart_policy: Literal["Never"]
-    automount_service_account_token: Literal[False]
+    automount_service_account_token: bool
+    service_account_name: Name | None = None
     termination_grace_period_seconds: int = 30
     security_context: PodSecurity
     containers: list[Container] = Field(min_length=1, max_length=1)
@@ -138,6 +139,8 @@ class Pod(Strict):
         missing = {mount.name for container in self.containers for mount in container.volume_mounts} - volumes
         if missing:
             raise ValueError(f"mounted, but no volume: {missing}")
+        if self.automount_service_account_token and self.service_account_name is None:
+            raise ValueError("a pod without an account of its own gets no token of Kubernetes")
         return self
 
 
@@ -154,7 +157,7 @@ class Head(Strict):
 
 class Group(Strict):
     group_name: Name
-    replicas: int = Field(ge=1)
+    replicas: int = Field(ge=0)
     min_replicas: int
     max_replicas: int
     labels: Labels
@@ -174,9 +177,18 @@ class Auth(Strict):
     mode: Literal["token"]
 
 
+class AutoscalerOptions(Strict):
+    version: Literal["v2"]  # needs restartPolicy Never
+    idle_timeout_seconds: int = Field(gt=0)
+    upscaling_mode: Literal["Default", "Aggressive", "Conservative"]
+    resources: Requirements
+
+
 class Cluster(Strict):
     ray_version: str
     auth_options: Auth
+    enable_in_tree_autoscaling: bool = False
+    autoscaler_options: AutoscalerOptions | None = None
     head_group_spec: Head
     worker_group_specs: list[Group] = Field(min_length=1)
 
@@ -199,21 +211,22 @@ class RayJob(Strict):
     spec: Spec
 
 
-@dataclass
-class Node:
-    """What is free on one worker."""
+class RayCluster(Strict):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayCluster"]
+    metadata: Metadata
+    spec: Cluster
 
-    labels: dict[str, str]
-    cpus: float
-    gpus: float
+    @model_validator(mode="after")
+    def only_the_head_of_a_scaling_cluster_has_an_account(self) -> "RayCluster":
+        groups = [group.template.spec for group in self.spec.worker_group_specs]
+        if any(pod.automount_service_account_token for pod in groups):
+            raise ValueError("workers need no token of Kubernetes")
+        return self
 
-    def fits(self, asked: Resources) -> bool:
-        labelled = asked.label_selector.items() <= self.labels.items()
-        return labelled and self.cpus >= asked.num_cpus and self.gpus >= asked.num_gpus
 
-
-def documents() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((ROOT / "cluster" / "rayjob.yaml").read_text()))
+def documents(name: str = "rayjob") -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((ROOT / "cluster" / f"{name}.yaml").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -295,23 +308,141 @@ def test_the_entry_point_is_a_job_of_ours_with_options_that_its_parser_takes(job
     assert parsed.root.startswith("s3://"), "workers on several nodes need a root that all of them reach"
 
 
-def test_every_pool_fits_the_worker_groups_with_its_label(job: RayJob) -> None:
-    experiment = cli.parse_evaluate("evaluate", words(job)[2:]).experiment
-    steps = [step for step in layout.line(experiment).steps if step.config.WRITES not in {*GATHERED, "utterances"}]
-    nodes = [
-        Node(group.labels, float(limits["cpu"]), float(limits["nvidia.com/gpu"]))
-        for group in job.spec.ray_cluster_spec.worker_group_specs
-        for limits in [group.template.spec.containers[0].resources.limits] * group.replicas
-    ]
-    steps.sort(key=lambda step: -step.config.resources.num_gpus)
-    assert sum(step.config.resources.num_gpus > 0 for step in steps) == 2
-    for step in steps:
-        asked = step.config.resources
-        for _ in range(asked.num_actors):
-            fitting = [node for node in nodes if node.fits(asked)]
-            assert fitting, f"no node left for an actor of step '{step.name}', which asks for {asked}"
-            fitting[0].cpus -= asked.num_cpus
-            fitting[0].gpus -= asked.num_gpus
+def fit(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = cli.main(["plan", *words])
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+def test_every_pool_of_the_job_fits_its_own_worker_groups(job: RayJob, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = fit([*words(job)[2:], "--cluster", str(ROOT / "cluster" / "rayjob.yaml")], capsys)
+    assert (code, "Every pool fits" in said) == (0, True)
+
+
+LLM = ["whisper_llm", "--first-pass.resources.label-selector", "role", "first-pass"]
+LLM += ["--scorers.0.resources.label-selector", "role", "lm"]
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "said"),
+    [
+        (
+            "rayjob",
+            ["--scorers.0.resources.num-gpus", "2"],
+            "needs 2 GPU, but the largest node with its labels (lm) has 1 GPU",
+        ),
+        ("rayjob", ["--scorers.0.resources.num-actors", "3"], "2 x lm hold fewer than 3 of them"),
+        (
+            "rayjob",
+            ["--scorers.0.resources.num-cpus", "9"],
+            "needs 9 CPU, but the largest node with its labels (lm) has 8",
+        ),
+        ("rayjob", ["--scorers.0.resources.memory-bytes", str(2**36)], "needs 64 GiB of memory"),
+        (
+            "rayjob",
+            ["--scorers.0.resources.label-selector", "role", "llm"],
+            "no group of nodes has the label {'role': 'llm'}",
+        ),
+        ("launcher_aws", ["--first-pass.resources.num-actors", "5"], "4 x first-pass hold fewer than 5 of them"),
+        ("raycluster", ["--first-pass.resources.num-actors", "9"], "8 x first-pass hold fewer than 9 of them"),
+        ("launcher_hosts", [], "names hosts and not what they have"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_refused_in_words(
+    file: str, options: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = fit([*LLM, *options, "--cluster", str(ROOT / "cluster" / f"{file}.yaml")], capsys)
+    assert (code, said in " ".join(text.split())) == (1, True), text
+
+
+def test_pools_that_only_fit_one_at_a_time_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = documents("launcher_aws")[0]
+    manifest["available_node_types"] = {
+        "head": manifest["available_node_types"]["head"],
+        "gpu": {"max_workers": 1, "resources": {"CPU": 8, "GPU": 1, "memory": 2**35}},
+    }
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(manifest))
+    code, said = fit(["whisper_llm", "--cluster", str(tmp_path / "one.yaml")], capsys)
+    assert (code, "fits alone, but not beside the pools" in said) == (1, True)
+    halves = ["--first-pass.resources.num-gpus", "0.5", "--scorers.0.resources.num-gpus", "0.5"]
+    assert fit(["whisper_llm", *halves, "--cluster", str(tmp_path / "one.yaml")], capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("kind: Pod\n", "expected KubeRay's RayJob or RayCluster"), ("a: [", "is no YAML"), ("", "holds nothing")],
+)
+def test_a_file_that_is_no_cluster_is_refused(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    code, words = fit(["quickstart", "--cluster", str(tmp_path / "c.yaml")], capsys)
+    assert (code, said in words) == (1, True), words
+    assert fit(["quickstart", "--cluster", str(tmp_path / "none.yaml")], capsys)[0] == 1
+    assert fit(["quickstart", "--cluster"], capsys)[0] == 1
+
+
+def test_the_standing_cluster_scales_per_role_and_is_as_closed_as_the_job() -> None:
+    cluster = RayCluster.model_validate(documents("raycluster")[0])
+    assert cluster.spec.enable_in_tree_autoscaling
+    assert cluster.spec.autoscaler_options is not None
+    job = RayJob.model_validate(documents()[0]).spec.ray_cluster_spec
+    assert cluster.spec.ray_version == job.ray_version
+    images = {c.image for g in (cluster.spec, job) for c in g.head_group_spec.template.spec.containers}
+    assert len(images) == 1
+    roles = {group.labels["role"] for group in cluster.spec.worker_group_specs}
+    assert roles == {"first-pass", "lm", "speech-text"}
+    assert all(group.min_replicas == 0 < group.max_replicas for group in cluster.spec.worker_group_specs)
+    for variable in cluster.spec.head_group_spec.template.spec.containers[0].env:
+        assert variable.value_from is not None or not re.search("KEY|SECRET|TOKEN", variable.name)
+
+
+@pytest.mark.parametrize("name", ["launcher_aws", "launcher_hosts"])
+def test_ray_itself_takes_the_launcher_files(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (ROOT / "cluster" / f"{name}.yaml").read_text()
+    prepared = prepare_config(yaml.safe_load(text))
+    validate_config(prepared)
+    assert "RAY_AUTH_MODE=token" in " ".join(prepared["docker"]["run_options"])
+    assert "--dashboard-host=127.0.0.1" in " ".join(prepared["head_start_ray_commands"])
+    assert not re.search(r"AKIA|BEGIN .*KEY|secret", text)
+    with pytest.raises(Exception, match="Additional properties are not allowed"):
+        validate_config(prepare_config(yaml.safe_load(text)) | {"max_workerz": 1})
+
+
+@pytest.mark.skipif("KUBERAY_CRD_DIR" not in os.environ, reason="KUBERAY_CRD_DIR names no folder of KubeRay's CRDs")
+@pytest.mark.parametrize(("name", "plural"), [("rayjob", "rayjobs"), ("raycluster", "rayclusters")])
+def test_the_full_schema_of_kuberay_takes_the_manifests(name: str, plural: str) -> None:
+    import jsonschema
+
+    crd = yaml.safe_load((Path(os.environ["KUBERAY_CRD_DIR"]) / f"ray.io_{plural}.yaml").read_text())
+    (schema,) = [v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1"]
+    jsonschema.validate(documents(name)[0], _closed(schema))
+
+
+def _closed(schema: Any) -> Any:
+    """The schema as the API server reads it: unknown fields are pruned there, and an error here."""
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {}
+    found = {key: _closed(value) for key, value in schema.items() if not key.startswith("x-kubernetes-")}
+    if "properties" in schema and "x-kubernetes-preserve-unknown-fields" not in schema:
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def test_the_slurm_script_is_a_shell_script_without_secrets() -> None:
+    path = ROOT / "cluster" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    text = path.read_text()
+    assert "RAY_AUTH_MODE=token" in text
+    assert "--include-dashboard=false" in text
+    refused = subprocess.run(["bash", path], capture_output=True, text=True, check=False, env={})
+    assert refused.returncode != 0
 
 
 def test_memory_is_guaranteed_and_shared_memory_holds_the_object_store(job: RayJob) -> None:

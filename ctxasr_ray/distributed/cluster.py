@@ -32,6 +32,7 @@ __all__ = [
     "JOIN_S",
     "Pool",
     "alive_nodes",
+    "asked",
     "connected",
     "options",
     "ray",
@@ -121,7 +122,7 @@ def refuse_unfit(pools: Sequence[Pool], *, wait_s: float) -> None:
         if time.monotonic() > until:
             break
         time.sleep(1.0)
-    lines = [f"  {pool.name}: {pool.resources.num_actors} actors with {_asked(pool.resources)} each" for pool in pools]
+    lines = [f"  {pool.name}: {asked(pool)}" for pool in pools]
     offers = [f"  node {node['NodeManagerAddress']}: {_offered(node['Resources'])}" for node in nodes]
     raise ValueError(
         f"the cluster cannot hold all pools at once; '{homeless.name}' finds no place for one of its actors. Asked:\n"
@@ -167,14 +168,16 @@ def options(resources: Resources) -> dict[str, Any]:
     return found
 
 
-def _asked(resources: Resources) -> str:
+def asked(pool: Pool) -> str:
+    """What a pool asks for, in words."""
+    resources = pool.resources
     parts = [f"{resources.num_cpus:g} CPU"]
     if resources.num_gpus:
         parts.append(f"{resources.num_gpus:g} GPU")
     if resources.memory_bytes:
         parts.append(f"{resources.memory_bytes / 2**30:.1f} GiB")
     parts += [f"label {key}={value}" for key, value in resources.label_selector.items()]
-    return ", ".join(parts)
+    return f"{resources.num_actors} actors with {', '.join(parts)} each"
 
 
 def _offered(resources: dict[str, float]) -> str:

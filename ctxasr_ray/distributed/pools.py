@@ -23,13 +23,14 @@ from ctxasr_ray.distributed.cluster import (
     refuse_unfit,
     refuse_unshared,
 )
+from ctxasr_ray.distributed.stage_metrics import StageMetrics
 from ctxasr_ray.distributed.tree_scorers import host_pools, hosted
 from ctxasr_ray.execution.inline import OnProgress, Run, RunSummary, Segment
 from ctxasr_ray.execution.planning import segments
 from ctxasr_ray.execution.stage_calls import RunError
 from ctxasr_ray.execution.worker import Report, Worker, gather_step
 from ctxasr_ray.schema import ContractError
-from ctxasr_ray.stage import Resources, Step
+from ctxasr_ray.stage import Resources, SpentProcessError, Step
 from ctxasr_ray.storage.attempts import Attempts
 from ctxasr_ray.storage.store import Shard, Store
 
@@ -66,6 +67,7 @@ class ShardWorker:
         store.gathered = dict(assignment.gathered)
         node = ray.get_runtime_context().get_node_id()
         attempts = Attempts(store.folder, run=assignment.run, node=node, is_alive=lambda name: name in alive_nodes())
+        self._metrics = StageMetrics()
         self._workers = [
             Worker(store, step, attempts, redo=assignment.redo.get(step.name, {})) for step in assignment.steps
         ]
@@ -84,8 +86,15 @@ class ShardWorker:
             return row
         try:
             for worker in self._workers:
-                reports.append(asdict(worker.process(shard)))
-        except (ValueError, ContractError, RunError) as error:
+                report = worker.process(shard)
+                self._metrics.count(report)
+                reports.append(asdict(report))
+        except RunError as error:
+            if isinstance(error.__cause__, SpentProcessError):
+                logging.getLogger("ctxasr_ray").error("%s\nThis actor ends, and Ray starts another.", error)
+                os._exit(1)  # exit_actor would be an exception that Ray does not answer with a new actor
+            return {**row, "reports": json.dumps(reports), "fault": type(error).__name__, "why": str(error)}
+        except (ValueError, ContractError) as error:
             return {**row, "reports": json.dumps(reports), "fault": type(error).__name__, "why": str(error)}
         return {**row, "reports": json.dumps(reports)}
 
@@ -148,6 +157,11 @@ def in_turns(segment: Segment) -> list[Segment]:
 def needed_cpus(steps: Sequence[Step]) -> float:
     """Logical CPUs that this machine's own Ray must have for the largest dataset of a run."""
     return max((_cpus(turn.per_shard) for segment in segments(steps) for turn in in_turns(segment)), default=1.0)
+
+
+def simultaneous_pools(steps: Sequence[Step]) -> list[list[Pool]]:
+    """The pools of a run on a given cluster, those that live at the same time together."""
+    return [_all_pools(segment.per_shard) for segment in segments(steps) if segment.per_shard]
 
 
 def _cpus(steps: Sequence[Step]) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxasr_ray import stage
+from ctxasr_ray.execution.events import EventLog
 from ctxasr_ray.execution.planning import Segment, is_corpus, plan, planned, segments, status
 from ctxasr_ray.execution.stage_calls import RunError, package_versions
 from ctxasr_ray.execution.worker import Report, Worker, gather_step
@@ -85,6 +86,7 @@ class Run:
         self.store, self.steps, self.shards = store, tuple(steps), tuple(shards)
         self.segments = segments(steps)
         self.summary = RunSummary()
+        self._events = EventLog(store.folder, self.name)
         self._on_progress = on_progress
         self._started = time.time()
         self._clock = time.perf_counter()
@@ -124,11 +126,15 @@ class Run:
         self.store.forget_listings()
         for table in unfinished:
             self.store.folder.delete(f"{table}/_SUCCESS")
-        with Leases(self.store.folder, unfinished):
-            yield
+        try:
+            with Leases(self.store.folder, unfinished):
+                yield
+        finally:
+            self._events.flush()
 
     def record(self, report: Report) -> None:
-        """Counts a finished piece and tells whoever watches."""
+        """Counts a finished piece, leaves its line in the run folder and tells whoever watches."""
+        self._events.add(report)
         summary = self.summary
         setattr(summary, report.outcome, getattr(summary, report.outcome) + 1)
         summary.different += report.different

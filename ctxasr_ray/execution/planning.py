@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ctxasr_ray.execution.events import pace, read_events
 from ctxasr_ray.stage import GATHERED, AsksLm, Resources, Step
 from ctxasr_ray.storage.lease import Leases
 from ctxasr_ray.storage.store import Shard, Store
@@ -116,20 +117,25 @@ def status(store: Store, steps: Sequence[Step], shards: Sequence[Shard]) -> list
 
     Returns:
         The rows of `plan` without resources, and rows, busy_s, last_commit (seconds since the epoch, or None),
-        writer (the process that holds the table's lease now, or None).
+        left_s (seconds that the pending shards take at the newest run's pace, or None), writer (the process that
+        holds the table's lease now, or None).
     """
     rows = []
     costs = store.costs(steps, shards)
+    events = read_events(store.folder)
     leases = {step.name: Leases.holder(store.folder, store.table_folder(step)) for step in steps}
     for row in plan(store, steps, shards):
         own = [cost for cost in costs if cost["step"] == row["step"]]
         del row["resources"], row["lm_pool"]
+        shards_per_s = pace(events, row["step"])
+        todo = row["num_shards"] - row["num_committed"]
         rows.append(
             {
                 **row,
                 "rows": sum(cost["rows"] for cost in own),
                 "busy_s": sum(cost["seconds"]["busy"] for cost in own),
                 "last_commit": max((cost["committed_at"] for cost in own), default=None),
+                "left_s": None if shards_per_s is None else todo / shards_per_s,
                 "writer": leases[row["step"]],
             }
         )

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ctxasr_ray import schema
 from ctxasr_ray.execution.stage_calls import RunError, some_rows, utterance_ids
+from ctxasr_ray.stage import SpentProcessError
 from ctxasr_ray.storage.attempts import Attempts
 from ctxasr_ray.storage.store import Store
 
@@ -82,6 +83,8 @@ class Quarantine:
                     killers = 1
                     self._refuse_too_many(base)
                     table = quarantined(self._table, utterance_ids(pieces)[0].as_py(), deaths)
+            except SpentProcessError:  # a death of this worker: its marker stays, to be counted
+                raise
             except Exception:
                 self._attempts.end(place)
                 raise

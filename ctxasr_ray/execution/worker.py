@@ -23,7 +23,7 @@ from ctxasr_ray.execution.stage_calls import (
     some_rows,
 )
 from ctxasr_ray.schema import ContractError
-from ctxasr_ray.stage import Costs, Stage, Step
+from ctxasr_ray.stage import Costs, SpentProcessError, Stage, Step
 from ctxasr_ray.storage.attempts import Attempts
 from ctxasr_ray.storage.store import Shard, Store, StoreError, splits_of
 
@@ -50,6 +50,8 @@ class Report:
     """Seconds of building the stage, where this shard was the first."""
     different: bool = False
     """Another writer had committed a different table first, which counts."""
+    attempt: int = 1
+    """Of the table that stands now; above 1 it redid rows with errors."""
 
 
 @dataclass(slots=True)
@@ -137,6 +139,8 @@ class Worker:
         for wait_s in (*RETRY_WAITS_S, None):
             try:
                 return call(self.step, self._load(), tables, costs)
+            except SpentProcessError:
+                raise
             except (OSError, RuntimeError) as error:
                 if wait_s is None:
                     raise
@@ -168,6 +172,7 @@ class Worker:
             receipt["seconds"]["busy"],
             load_s,
             different,
+            attempt,
         )
 
     def _failures(self, key: str) -> int:

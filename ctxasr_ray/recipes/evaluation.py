@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
@@ -16,6 +17,7 @@ from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.recipes.showcase import showcase
 from ctxasr_ray.recipes.studies import mandarin, study_list_sizes, study_noise, study_shortlists
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.vllm import VllmConfig
 from ctxasr_ray.stage import Resources
 
 
@@ -66,6 +68,18 @@ def whisper_llm() -> Experiment:
     return Experiment(first_pass=recogniser, scorers=(lm,), shard_audio_s=7200)
 
 
+def whisper_vllm() -> Experiment:
+    """The same with a 72B language model, quantised, in a vLLM engine over four GPUs of a node (extra vllm)."""
+    lm = VllmConfig(
+        model="Qwen/Qwen2.5-72B-Instruct-AWQ",
+        dtype="float16",
+        max_positions=2048,
+        tensor_parallel=4,
+        resources=Resources(num_gpus=4),
+    )
+    return replace(whisper_llm(), scorers=(lm,))
+
+
 def pocketsphinx() -> Experiment:
     """Real English speech without any hub: PocketSphinx and the model in its wheel, first pass and oracle."""
     return Experiment(first_pass=PocketSphinxConfig())
@@ -97,6 +111,7 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "parakeet": parakeet,
     "whisper": whisper,
     "whisper_llm": whisper_llm,
+    "whisper_vllm": whisper_vllm,
     "speech_llm": speech_llm,
     "pocketsphinx": pocketsphinx,
     "pocketsphinx_keywords": pocketsphinx_keywords,

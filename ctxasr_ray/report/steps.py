@@ -21,7 +21,7 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("step", overflow="fold")
     for name in ("done", "to do", "waits", "errors"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("actors",) if planned else ("rows", "busy s", "last", "writer"):
+    for name in ("actors",) if planned else ("rows", "busy s", "left s", "last", "writer"):
         table.add_column(name, justify="left" if planned else "right", no_wrap=name != "writer")
     for row in rows:
         done = f"{row['num_committed']}/{row['num_shards']}"
@@ -50,4 +50,5 @@ def _asks(resources: Mapping[str, Any]) -> str:
 def _progress(row: Mapping[str, Any]) -> list[str]:
     last = row["last_commit"]
     when = "-" if last is None else time.strftime("%H:%M:%S", time.localtime(last))
-    return [str(row["rows"]), f"{row['busy_s']:.1f}", when, str(row["writer"] or "-")]
+    left = "-" if row["left_s"] is None or not row["writer"] else f"{row['left_s']:.0f}"
+    return [str(row["rows"]), f"{row['busy_s']:.1f}", left, when, str(row["writer"] or "-")]

@@ -5,7 +5,7 @@ All hypotheses of an utterance are one token tree behind one prompt; see `models
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from ctxasr_ray.stage import Costs, Resources, runtime_field
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
-    from ctxasr_ray.models.causal_lm import CausalLm, SequenceScores
+    from ctxasr_ray.models.causal_lm import CausalLm, ScoreRequest, SequenceScores
     from ctxasr_ray.models.tree_host import TreeHost
 
 
@@ -69,6 +69,16 @@ class CausalLmConfig:
 
     def build(self) -> "CausalLmScorer":
         """Loads model, tokenizer and adapter, and checks that they belong together and that the tree is exact."""
+        lm, tokens = self._load()
+        return CausalLmScorer(lm, tokens, self.source)
+
+    def host(self) -> "TreeHost":
+        """Loads the same for searches that ask while they work; `stage.HostConfig`."""
+        from ctxasr_ray.models.tree_host import TreeHost
+
+        return TreeHost(self._load()[0])
+
+    def _load(self) -> "tuple[CausalLm, TextTokens]":
         from ctxasr_ray.models.causal_lm import load_causal_lm
 
         checkpoint = resolve(self.model, self.revision)
@@ -87,13 +97,20 @@ class CausalLmConfig:
             utterances_per_forward=self.utterances_per_forward,
         )
         check_vocabulary(checkpoint, tokenizer, lm.head.num_outputs)
-        return CausalLmScorer(lm, tokens, self.source)
+        return lm, tokens
 
-    def host(self) -> "TreeHost":
-        """Loads the same for searches that ask while they work; `stage.HostConfig`."""
-        from ctxasr_ray.models.tree_host import TreeHost
 
-        return TreeHost(self.build().lm)
+class SequenceLm(Protocol):
+    """A loaded model that scores token sequences: `models.causal_lm.CausalLm`, `models.vllm.VllmLm`."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """End of sequence, None if the model has none."""
+        ...
+
+    def score(self, requests: "Sequence[ScoreRequest]", costs: Costs | None = None) -> "list[SequenceScores]":
+        """Log-probs of the sequences of each request."""
+        ...
 
 
 class CausalLmScorer:
@@ -108,7 +125,7 @@ class CausalLmScorer:
         source: Name of the scores.
     """
 
-    def __init__(self, lm: "CausalLm", tokens: TextTokens, source: str = "causal_lm") -> None:
+    def __init__(self, lm: SequenceLm, tokens: TextTokens, source: str = "causal_lm") -> None:
         self.lm, self.tokens, self.source = lm, tokens, source
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
