@@ -207,6 +207,7 @@ def measure(
     peer: Callable[[CausalLm, Sequence[ScoreRequest]], Scores],
     goal: str | None,
     rounds: int = ROUNDS,
+    family: str = "nbest_scoring",
 ) -> Figure:
     """One ratio, after both sides gave the scores of the reference."""
     key = (id(lm), id(requests))
@@ -220,7 +221,7 @@ def measure(
     prefixes = sum(len(r.prefix) for r in requests)
     texts = sum(len(r.sequences) * len(r.prefix) for r in requests)
     figure = Figure(
-        name=f"nbest_scoring_{name}",
+        name=f"{family}_{name}",
         value=round(speed.median, 3),
         goal=goal,
         unit="x",
