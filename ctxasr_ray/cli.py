@@ -4,6 +4,7 @@ Every command ends with one clear message and a non-zero exit when it cannot do 
 committed stays, and the same command goes on from there.
 """
 
+import errno
 import json
 import sys
 import warnings
@@ -90,11 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[command](rest)
     except (ValueError, ContractError, RunError, StoreError, OSError) as error:
-        print(f"ctxasr {command}: {error}", file=sys.stderr)
+        print(f"ctxasr {command}: {error}{_how_to_go_on(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nctxasr {command}: stopped. What is committed stays; the same command goes on.", file=sys.stderr)
         return 130
+
+
+def _how_to_go_on(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return ". What is committed is intact. Free space or mend permissions, then run the same command again."
+    return ""
 
 
 def _usage() -> str:

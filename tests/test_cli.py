@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ctxasr_ray import text
+from ctxasr_ray import cli, text
 from ctxasr_ray.cli import main
 from ctxasr_ray.experiment import Experiment, asset
 from ctxasr_ray.recipes.evaluation import quickstart
@@ -139,3 +139,13 @@ def test_the_status_of_a_run_that_is_not_there_makes_no_folder(
     assert main(["status", "quickstart", "--root", "runs/absent"]) != 0
     assert "there is no run at 'runs/absent'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_says_that_nothing_is_lost_and_how_to_go_on() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        full.write_text("x")
+    assert cli._how_to_go_on(caught.value).endswith("then run the same command again.")
+    assert cli._how_to_go_on(FileNotFoundError(2, "no such file")) == ""
