@@ -16,6 +16,7 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
+from ctxasr_ray.first_pass.phrase_copy import PhraseCopyConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig, SpeechLlmKeywordsConfig
@@ -37,6 +38,7 @@ FirstPass: TypeAlias = (
     | CtcKeywordsConfig
     | AttentionConfig
     | AttentionFusedConfig
+    | PhraseCopyConfig
     | PocketSphinxConfig
     | PocketSphinxKeywordsConfig
     | SpeechLlmConfig

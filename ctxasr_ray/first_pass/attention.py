@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ctxasr_ray.search.label_beam import LabelHypothesis
     from ctxasr_ray.search.label_fusion import RowFusion
     from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
+    from ctxasr_ray.search.phrase_copy import PhraseCopy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,14 +116,19 @@ class Find:
     search: "LabelSynchronousSearch"
 
     def __call__(
-        self, heard: Sequence[Encoded], prompt: Int32, costs: Costs, fusion: "RowFusion | None" = None
+        self,
+        heard: Sequence[Encoded],
+        prompt: Int32,
+        costs: Costs,
+        fusion: "RowFusion | None" = None,
+        copy: "PhraseCopy | None" = None,
     ) -> list[Found]:
         """Counts `decoder_steps`."""
         import torch
 
         before = self.search.steps
         ctc = [one.ctc_log_probs for one in heard if one.ctc_log_probs is not None]
-        found = self.search.search(torch.cat([one.states for one in heard]), prompt, ctc, fusion)
+        found = self.search.search(torch.cat([one.states for one in heard]), prompt, ctc, fusion, copy)
         costs.count("decoder_steps", self.search.steps - before)
         return [Found(own) for own in found]
 
@@ -178,10 +184,14 @@ class AttentionFirstPass:
         for places in together.values():
             prompt = batch[places[0]][1]
             with costs.timed("search"):
-                found = self._find([heard[p] for p in places], prompt, costs)
+                found = self._search([batch[p][0].row for p in places], [heard[p] for p in places], prompt, costs)
             for place, own in zip(places, found, strict=True):
                 row = batch[place][0].row
                 nbests[row] = self._nbest(nbests[row].utterance_id, own, heard[place], prompt, costs)
+
+    def _search(self, rows: Sequence[int], heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> list[Found]:
+        """Searches some rows of the table together."""
+        return self._find(heard, prompt, costs)
 
     def _hear(self, waveforms: "Sequence[npt.NDArray[np.float32]]") -> list[Encoded]:
         encoded = []

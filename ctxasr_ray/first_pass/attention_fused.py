@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
     from ctxasr_ray.search.gated_fusion import GatedRows, ShallowRows
     from ctxasr_ray.search.label_fusion import LmRows
+    from ctxasr_ray.search.phrase_copy import PhraseCopy
 
 _FORMS_AS_WRITTEN = ("raw", "spaced")
 
@@ -144,11 +145,13 @@ class FindFused:
         self._eos_id = model.tokens.eos_id
         self._plain = Find(config.first_pass.search(model))
 
-    def __call__(self, heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> list[Found]:
+    def __call__(
+        self, heard: Sequence[Encoded], prompt: Int32, costs: Costs, copy: "PhraseCopy | None" = None
+    ) -> list[Found]:
         """Counts `lm_rows`, `lm_rows_skipped`, `utterances_unfused` and what `TreeSessions` counts."""
         rows = self._rows(len(heard), costs)
         try:
-            found = self._plain(heard, prompt, costs, self._fusion(rows, costs))
+            found = self._plain(heard, prompt, costs, self._fusion(rows, costs), copy)
             hypotheses = [one.hypotheses for one in found]
             scored: list[list[tuple[Score, ...]]] = [[()] * len(own) for own in hypotheses]
             if self._config.score_hypotheses:

@@ -41,6 +41,7 @@ class PrefixDecoding:
         self._places_UK = torch.arange(depth, device=device).expand(num, -1)
         hidden_UPD = self._forward({"inputs_embeds": self._prefix_UPD}, self._places_UK, causal_UPP)
         self._seen_UBK, self._depth = causal_UPP[:, -1:], depth
+        self.last_states = hidden_UPD[:, -1:]
         return self._lm.head.logits(hidden_UPD[:, -1])
 
     def advance(self, tokens_UB: torch.Tensor, parents_UB: torch.Tensor) -> torch.Tensor:
@@ -54,6 +55,7 @@ class PrefixDecoding:
         hidden_UBD = self._forward({"input_ids": tokens_UB}, places_UB, self._seen_UBK)
         self._depth += 1
         self._forget_dead()
+        self.last_states = hidden_UBD
         return self._lm.head.logits(hidden_UBD.flatten(0, 1)).view(num, beams, -1)
 
     def keep(self, rows: torch.Tensor) -> None:

@@ -21,6 +21,9 @@ WEIGHTS_FIRST_ROWS: Final = 8
 class Decoding(Protocol):
     """A decoder in the middle of some utterances; all beams of a step are equally deep."""
 
+    last_states: torch.Tensor
+    """(U, B, D) what the decoder's head read in the last step; (U, 1, D) behind the prompts."""
+
     def start(self, prompts_UP: torch.Tensor) -> torch.Tensor:
         """(U, V) float32 logits behind the prompts."""
         ...
@@ -62,6 +65,7 @@ class TreeDecoding:
         positions_UP = torch.arange(depth, device=prompts_UP.device).expand(num, -1)
         hidden_UPD = self._forward(prompts_UP, positions_UP, causal_UPP)
         self._seen_UBK, self._depth = causal_UPP[:, -1:], depth
+        self.last_states = hidden_UPD[:, -1:]
         return self._logits(hidden_UPD[:, -1])
 
     def advance(self, tokens_UB: torch.Tensor, parents_UB: torch.Tensor) -> torch.Tensor:
@@ -74,6 +78,7 @@ class TreeDecoding:
         hidden_UBD = self._forward(tokens_UB, torch.full_like(tokens_UB, self._depth), self._seen_UBK)
         self._depth += 1
         self._forget_dead()
+        self.last_states = hidden_UBD
         return self._logits(hidden_UBD)
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -151,6 +156,7 @@ class RowDecoding:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
+        self.last_states = hidden_BND[None, :, -1]
         return head_logits(self._head, hidden_BND[:, -1])
 
 

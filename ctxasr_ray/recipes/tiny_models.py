@@ -11,9 +11,11 @@ import tyro
 
 from ctxasr_ray.corpora import mandarin
 from ctxasr_ray.corpora.mandarin import MandarinConfig
+from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.models.speech_adapter import AdapterConfig
 from ctxasr_ray.training.augment import SpecAugment
 from ctxasr_ray.training.config import Optimiser, TrainingConfig
+from ctxasr_ray.training.copy import CopyTask
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
@@ -27,7 +29,7 @@ LM: Final = str(Path(__file__).parents[1] / "assets" / "lm")
 CTC: Final = str(Path(__file__).parents[1] / "assets" / "ctc")
 """The shipped CTC recogniser, whose encoder hears for the speech-text LM."""
 ATTENTION: Final = str(Path(__file__).parents[1] / "assets" / "attention")
-"""The shipped attention recogniser, whose encoder hears for the LLM recogniser."""
+"""The shipped attention recogniser, which hears for the LLM recogniser and beside which the copy head learns."""
 CTC_START: Final = "runs/train/ctc_start/model"
 """What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
 LIGHT_MASKS: Final = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
@@ -205,6 +207,24 @@ def train_speech_llm() -> TrainingConfig:
     )
 
 
+def train_copy_head() -> TrainingConfig:
+    """Trains the copy head beside the shipped attention recogniser and LM, on names that neither has seen."""
+    return TrainingConfig(
+        name="copy_head",
+        seed=17,
+        task=CopyTask(
+            train=SyntheticSpeech(num_utterances=8000, corpus=SyntheticConfig(seed=8)),
+            dev=SyntheticSpeech(num_utterances=150, split="dev"),
+            recogniser=ATTENTION,
+            lm=LM,
+        ),
+        num_steps=12_000,
+        batch_size=32 * 250,
+        optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=200, weight_decay=0.01),
+        num_threads=1,
+    )
+
+
 TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc_start": train_ctc_start,
     "ctc": train_ctc,
@@ -216,6 +236,7 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "speech_lm_control": train_speech_lm_control,
     "speech_llm_adapter": train_speech_llm_adapter,
     "speech_llm": train_speech_llm,
+    "copy_head": train_copy_head,
 }
 """Names that `ctxasr train` knows."""
 

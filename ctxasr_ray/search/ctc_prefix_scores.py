@@ -53,6 +53,31 @@ class CtcPrefixScores:
         found[tokens_BC == self._blank_id] = -np.inf
         return found
 
+    def phrases(self, rows: npt.NDArray[np.int64], phrases: Sequence[Sequence[int]]) -> Floats:
+        """(Q,) ln P of all texts that begin with a prefix and a phrase, less that of the prefix; nothing goes on.
+
+        Args:
+            rows: (Q,) index of the prefix before each phrase.
+            phrases: (Q,) labels of each, at least one.
+        """
+        found = np.empty(len(rows))
+        going = list(range(len(rows)))
+        blank_QT, label_QT, last_Q = self._blank_BT[rows], self._label_BT[rows], self._last_B[rows]
+        for depth in range(max(map(len, phrases), default=0)):
+            labels = np.array([phrases[q][depth] for q in going], np.int64)
+            below = CtcPrefixScores.__new__(CtcPrefixScores)
+            below._log_probs_VT, below._blank_id = self._log_probs_VT, self._blank_id
+            below._blank_BT, below._label_BT, below._last_B = blank_QT, label_QT, last_Q
+            ends = np.array([len(phrases[q]) == depth + 1 for q in going])
+            totals = below.extended(labels[:, None])[:, 0]
+            found[np.array(going)[ends]] = totals[ends]
+            above = np.flatnonzero(~ends)
+            blank_QT, label_QT = _extended(
+                self._log_probs_VT, blank_QT, label_QT, labels[above], above, last_Q, self._blank_id
+            )
+            last_Q, going = labels[above], [going[place] for place in above.tolist()]
+        return found - self.totals[rows]
+
     def ended(self) -> Floats:
         """(B,) ln P of each prefix as the whole text."""
         found: Floats = np.logaddexp(self._blank_BT[:, -1], self._label_BT[:, -1])

@@ -3,7 +3,8 @@
 All rows are equally deep; letters and rules are those of `search.label_synchronous`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ class LabelHypothesis:
         eos_log_prob: Of the end behind the tokens, whether or not the search ended there.
         ended: Whether the search ended it; otherwise it reached `max_tokens`.
         score: What it was ranked by, CTC included; without the end where it did not end.
+        copied: First token and token behind the last of every phrase that was copied whole.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -30,16 +32,19 @@ class LabelHypothesis:
     eos_log_prob: float
     ended: bool
     score: float
+    copied: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """A beam row: its tokens so far with log-prob and entropy each."""
+    """A beam row: its tokens so far with log-prob and entropy each, and what is left of the phrase that it copies."""
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     entropies: tuple[float, ...]
     total: float
+    rest: tuple[int, ...] = ()
+    copied: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Candidates:
         gains: (B, C) float64, what each adds to the score that ranks; the log_probs themselves without CTC and fusion.
         eos_log_probs: (B,) float64, whether suppressed or not.
         entropies: (B,) float64.
+        copies: (row, column) -> the tokens that must follow, where a continuation begins the copy of a phrase.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -59,6 +65,7 @@ class Candidates:
     gains: Float
     eos_log_probs: Float
     entropies: Float
+    copies: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
 
 
 class LabelBeam:
@@ -105,6 +112,21 @@ class LabelBeam:
                     found.append((row, path.tokens[start + size - 1]))
         return found
 
+    @property
+    def forced(self) -> list[int]:
+        """The token that each row must write next, since it copies a phrase; -1 where it may choose."""
+        return [path.rest[0] if path.rest else -1 for path in self._paths]
+
+    @property
+    def texts(self) -> list[tuple[int, ...]]:
+        """The tokens of each row."""
+        return [path.tokens for path in self._paths]
+
+    @property
+    def sums(self) -> list[float]:
+        """The recogniser's own log-prob of each row."""
+        return [sum(path.log_probs) for path in self._paths]
+
     def advance(self, candidates: Candidates) -> tuple[list[int], list[int]]:
         """Takes one step.
 
@@ -119,29 +141,41 @@ class LabelBeam:
             return [], []
         totals = np.array([path.total for path in self._paths])
         scores = (totals[:, None] + candidates.gains[: len(totals)]).ravel()
-        order = np.argsort(-scores, kind="stable")[: 2 * self._size]
+        order = np.argsort(-scores, kind="stable")
         width = candidates.tokens.shape[1]
         tokens: list[int] = []
         parents: list[int] = []
         paths: list[_Path] = []
-        for rank, place in enumerate(order.tolist()):
+        written: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+        rank = -1
+        for place in order.tolist():
             row, column = divmod(place, width)
-            if not np.isfinite(scores[place]) or len(paths) == self._size:
+            if not np.isfinite(scores[place]) or len(paths) == self._size or rank + 1 == 2 * self._size:
                 break
             token = int(candidates.tokens[row, column])
+            path = self._paths[row]
+            rest = candidates.copies.get((row, column), path.rest[1:])
+            if (state := ((*path.tokens, token), rest)) in written:
+                continue  # spelled and copied, the same text: the better one stays
+            written.add(state)
+            rank += 1
             if token == self._eos_id:
                 if rank < self._size:
                     self._finish(self._paths[row], float(candidates.eos_log_probs[row]), total=float(scores[place]))
                 continue
-            path = self._paths[row]
             tokens.append(token)
             parents.append(row)
+            copied, depth = path.copied, len(path.tokens)
+            if (row, column) in candidates.copies:
+                copied = (*copied, (depth, depth + 1 + len(rest)))
             paths.append(
                 _Path(
                     (*path.tokens, token),
                     (*path.log_probs, float(candidates.log_probs[row, column])),
                     (*path.entropies, float(candidates.entropies[row])),
                     float(scores[place]),
+                    rest,
+                    copied,
                 )
             )
         self._paths = paths
@@ -173,6 +207,7 @@ class LabelBeam:
                 eos_log_prob=eos_log_prob,
                 ended=ended,
                 score=total / max(1, len(path.tokens) + ended) ** self._penalty,
+                copied=path.copied,
             )
         )
         self._finished.sort(key=lambda h: -h.score)

@@ -13,7 +13,8 @@ With a CTC head, what ranks is (1 - ctc_weight) * attention + ctc_weight * ln P_
 text has ln P_ctc(the whole text). Candidates are the attention's best `PRE_PRUNED` * B of each beam.
 
 A `label_fusion.RowFusion` changes what ranks, and only that: it may stand in the attention's place, and add to the
-whole. The log-probs and entropies of a hypothesis stay the recogniser's own.
+whole. The log-probs and entropies of a hypothesis stay the recogniser's own. A `phrase_copy.PhraseCopy` adds whole
+phrases to what a row may write next.
 
 Reference:
     Watanabe et al. 2017, Hybrid CTC/Attention architecture for end-to-end speech recognition, IEEE JSTSP 11(8), section
@@ -22,7 +23,7 @@ Reference:
 Letters: U utterances, B beams, C candidates of a beam, V vocabulary, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ctxasr_ray.models.seq2seq_decoding import Decoding
     from ctxasr_ray.search.ctc_prefix_scores import CtcPrefixScores
     from ctxasr_ray.search.label_fusion import RowFusion
+    from ctxasr_ray.search.phrase_copy import Offers, PhraseCopy
 
 PRE_PRUNED: Final = 4
 """Candidates of a beam that get a CTC score, in beams: a token behind the attention's best 4 B would have to make up
@@ -148,6 +150,7 @@ class LabelSynchronousSearch:
         prompt: npt.NDArray[np.int32],
         ctc_log_probs: Sequence[npt.NDArray[np.float32]] = (),
         fusion: "RowFusion | None" = None,
+        copy: "PhraseCopy | None" = None,
     ) -> list[list[LabelHypothesis]]:
         """The lists of some utterances, each as it would be alone.
 
@@ -156,6 +159,7 @@ class LabelSynchronousSearch:
             prompt: (P,) the same for all.
             ctc_log_probs: U arrays (T, V) from `Seq2SeqModel.ctc_log_probs`; read only with a `ctc_weight`.
             fusion: Begun on these utterances; None changes nothing.
+            copy: Begun on these utterances; None copies nothing.
         """
         import torch
 
@@ -177,7 +181,12 @@ class LabelSynchronousSearch:
             while True:
                 self.steps += 1
                 again = [(n, *pair) for n, u in enumerate(running) for pair in self._repeats(beams[u])]
-                candidates = self._candidates(logits_UBV, never_V, again, [prefixes[u] for u in running], fusion)
+                going_prefixes = [prefixes[u] for u in running]
+                own_beams = [beams[u] for u in running]
+                offers = None
+                if copy is not None:
+                    offers = copy.offers(own_beams, logits_UBV, decoding.last_states, going_prefixes, limit)
+                candidates = self._candidates(logits_UBV, never_V, again, going_prefixes, fusion, offers)
                 steps = [beams[u].advance(own) for u, own in zip(running, candidates, strict=True)]
                 going = [row for row, u in enumerate(running) if not beams[u].done]
                 if not going:
@@ -187,6 +196,8 @@ class LabelSynchronousSearch:
                     running = [running[row] for row in going]
                     if fusion is not None:
                         fusion.keep(going)
+                    if copy is not None:
+                        copy.keep(going)
                 steps = [steps[row] for row in going]
                 for u, step in zip(running, steps, strict=True):
                     if (scores := prefixes[u]) is not None:
@@ -216,7 +227,10 @@ class LabelSynchronousSearch:
         again: Sequence[tuple[int, int, int]],
         prefixes: "Sequence[CtcPrefixScores | None]",
         fusion: "RowFusion | None",
+        offers: "Sequence[Offers] | None",
     ) -> list[Candidates]:
+        import torch
+
         normalisers_UB = logits_UBV.logsumexp(-1)
         shifted_UBV = logits_UBV - normalisers_UB[:, :, None]
         entropies_UB = -(shifted_UBV.exp() * shifted_UBV).sum(-1)
@@ -232,17 +246,29 @@ class LabelSynchronousSearch:
             t.gather(2, best.indices).masked_fill(never_V[best.indices], -float("inf"))
             for t in (shifted_UBV, ranked_UBV)
         )
-        tokens, log_probs, eos, entropies = (_numpy(t) for t in (best.indices, shifted_UBC, eos_UB, entropies_UB))
-        gains: list[Float] = list(_numpy(best.values))
+        tokens, eos, entropies = (_numpy(t) for t in (best.indices, eos_UB, entropies_UB))
+        added = None if added_UBV is None else _numpy(added_UBV.gather(2, best.indices))
+        written, ranked = list(_numpy(shifted_UBC)), list(_numpy(ranked_UBC))
+        ids: list[npt.NDArray[np.int64]] = list(tokens)
+        copies: list[Mapping[tuple[int, int], tuple[int, ...]]] = [{}] * len(ids)
+        more = [None if added is None else added[u] for u in range(len(ids))]
+        if offers is not None:
+            for u, own in enumerate(offers):
+                every = shifted_UBV[u].gather(1, torch.from_numpy(own.tokens).to(shifted_UBV.device))
+                ids[u], written[u], ranked[u], more[u] = own.beside(
+                    ids[u], written[u], ranked[u], _numpy(every), more[u]
+                )
+                copies[u] = own.copies(tokens.shape[2])
+        gains: list[Float] = list(_numpy(best.values)) if offers is None else ranked
         if self._ctc_weight:
-            joint = [
-                self._joint(ids, own, scores)
-                for ids, own, scores in zip(tokens, _numpy(ranked_UBC), prefixes, strict=True)
+            gains = [
+                self._joint(own, rank, scores)
+                for own, rank, scores in zip(ids, ranked, prefixes, strict=True)
                 if scores is not None
             ]
-            added = 0.0 * tokens if added_UBV is None else _numpy(added_UBV.gather(2, best.indices))
-            gains = [own + more[: len(own)] for own, more in zip(joint, added, strict=True)]
-        return [Candidates(*own) for own in zip(tokens, log_probs, gains, eos, entropies, strict=True)]
+        if self._ctc_weight or offers is not None:
+            gains = [own if extra is None else own + extra[: len(own)] for own, extra in zip(gains, more, strict=True)]
+        return [Candidates(*own) for own in zip(ids, written, gains, eos, entropies, copies, strict=True)]
 
     def _joint(self, tokens_BC: npt.NDArray[np.int64], log_probs_BC: Float, prefixes: "CtcPrefixScores") -> Float:
         """What candidates add to the joint score; the end turns a prefix's CTC score into that of the whole text."""

@@ -1,0 +1,180 @@
+"""UTTERANCES, CONTEXT -> HYPOTHESES with an attention recogniser that may copy phrases of the list whole."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import pyarrow as pa
+
+from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
+from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig, FindFused
+from ctxasr_ray.first_pass.token_times import Encoded
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
+from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
+from ctxasr_ray.keywords.context import row_phrases
+from ctxasr_ray.metrics.counts import same_rows
+from ctxasr_ray.nbest import Score
+from ctxasr_ray.stage import Costs, Resources
+from ctxasr_ray.token_tree import Int32
+
+if TYPE_CHECKING:
+    from ctxasr_ray.models.copy_head import CopyHead
+    from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.search.phrase_copy import Phrase, PhraseHead
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhraseCopyConfig(CatalogueOptions):
+    """First pass whose beam is over tokens and phrases; an empty list is the run without, to the bit.
+
+    Inputs: UTTERANCES, CONTEXT (a shortlist, best). Around a gated fusion it is both grains, which is multi-grained
+    fusion. See `search.phrase_copy` for how copied and spelled hypotheses compare.
+    """
+
+    NAME: ClassVar[str] = "phrase_copy"
+    STAGE_VERSION: ClassVar[int] = 1
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {**AttentionConfig.READS, "context": CONTEXT_COLUMNS}
+    WRITES: ClassVar[str] = "hypotheses"
+
+    search: AttentionConfig | AttentionFusedConfig
+    """The recogniser and its beam, alone (phrase grain) or with an LM in it (both grains); the same config as a stage
+    of its own is the run without copying. Its LM is loaded beside it."""
+    head: Literal["training_free", "trained"] = "training_free"
+    """Who says that a phrase starts here: phrases forced through the recogniser, or a trained copy head."""
+    copy_head: str | None = field(default=None, metadata={"identity": False})
+    """Directory of the trained head; its digest is in the fingerprint."""
+    confidence: float = 0.9
+    """Filter: phrases are copied only where one has more than this probability. 1 never copies."""
+    temperature: float = 0.3
+    """Of the training-free head, in nats per token."""
+    none_offset: float = -2.5
+    """Of the training-free head: nats per token by which a phrase may be worse than the best token."""
+    first_within: float = 5.0
+    """Of the training-free head: nats below the best token at which a phrase's first token may be to be tried."""
+    resources: Resources = field(default_factory=Resources)
+    """Of the actor; those of `search` are not used."""
+
+    def __post_init__(self) -> None:
+        """Refuses what can be refused without loading a model."""
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence is {self.confidence}; expected a probability, and 1 to never copy.")
+        if not (self.temperature > 0 and self.first_within >= 0):
+            raise ValueError(
+                f"temperature is {self.temperature}, first_within {self.first_within}; expected more than 0, and 0 or "
+                "more."
+            )
+        if self.head not in ("training_free", "trained"):
+            raise ValueError(f"head is '{self.head}'; expected training_free or trained.")
+        if (self.head == "trained") != (self.copy_head is not None):
+            raise ValueError("head trained and a copy_head go together: give both, or neither.")
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of the models, the copy head and the catalogue."""
+        found = {**self.search.fingerprint(), **self.phrases_fingerprint()}
+        if self.copy_head is not None:
+            from ctxasr_ray.models.copy_head import digest
+
+            found["copy_head"] = digest(self.copy_head)
+        return found
+
+    @property
+    def recogniser(self) -> AttentionConfig:
+        """The recogniser's own config."""
+        return self.search.first_pass if isinstance(self.search, AttentionFusedConfig) else self.search
+
+    def build(self) -> "PhraseCopyFirstPass":
+        """Loads the models and the catalogue.
+
+        Raises:
+            ValueError: as the configs of the search, or a copy head that cannot be read.
+        """
+        model = self.recogniser.load()
+        find: Find | FindFused = Find(self.recogniser.search(model))
+        if isinstance(self.search, AttentionFusedConfig):
+            find = FindFused(self.search, model, self.search.asked_lm().host())
+        head = None
+        if self.copy_head is not None:
+            from ctxasr_ray.models.copy_head import load as load_head
+
+            head = load_head(self.copy_head, device=str(model.device))
+        return PhraseCopyFirstPass(self, model, find, head, self.phrases())
+
+
+class PhraseCopyFirstPass(AttentionFirstPass):
+    """Built by `PhraseCopyConfig`; one call per shard."""
+
+    def __init__(
+        self,
+        config: PhraseCopyConfig,
+        model: "Seq2SeqModel",
+        find: Find | FindFused,
+        head: "CopyHead | None",
+        catalogue: Catalogue | None,
+    ) -> None:
+        """Takes loaded models and the shared phrases."""
+        super().__init__(config.recogniser, model, find)
+        self._copy, self._find_with, self._head, self._catalogue = config, find, head, catalogue
+        self._phrases: list[list[Phrase]] = []
+
+    def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
+        """UTTERANCES and CONTEXT in, HYPOTHESES out.
+
+        Args:
+            tables: UTTERANCES, CONTEXT of the same rows.
+            costs: Counts what `AttentionFirstPass` counts, `phrases_lost_in_tokenisation` (the recogniser cannot write
+                them, or not within `max_tokens`), `phrases_offered` and `phrases_copied` (in the lists).
+
+        Raises:
+            ContractError: other rows, or rows made with another catalogue.
+        """
+        utterances, context = tables
+        same_rows("context", context, "utterances", utterances)
+        self._phrases = []
+        for row in row_phrases(context, self._catalogue):
+            texts = row.texts(self._catalogue)
+            written = self._model.tokens.encode(texts)
+            usable = [
+                tuple(ids.tolist())
+                for ids in written
+                if len(ids) and len(ids) <= self._config.max_tokens and not self._model.tokens.unspellable(ids)
+            ]
+            costs.count("phrases_lost_in_tokenisation", len(texts) - len(usable))
+            self._phrases.append(list(dict.fromkeys(usable)))
+        return super().__call__(utterances, costs=costs)
+
+    def _search(self, rows: Sequence[int], heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> list[Found]:
+        from ctxasr_ray.search.phrase_copy import PhraseCopy
+
+        phrases = [self._phrases[row] for row in rows]
+        if not any(phrases):
+            return self._find_with(heard, prompt, costs)
+        head = self._head_on(phrases, heard, prompt)
+        copy = PhraseCopy(head, phrases, confidence=self._copy.confidence, costs=costs)
+        found = self._find_with(heard, prompt, costs, copy=copy)
+        costs.count("phrases_copied", sum(len(h.copied) for one in found for h in one.hypotheses))
+        return [self._with_record(one) for one in found]
+
+    def _with_record(self, found: Found) -> Found:
+        """The search's sum as a record beside the recogniser's own scores."""
+        if found.scores:  # a fused search has its own record
+            return found
+        source = f"{self._config.source}_copy"
+        sums = [(Score(source=source, kind="search", log_prob=h.score),) for h in found.hypotheses]
+        return replace(found, scores=sums)
+
+    def _head_on(self, phrases: "Sequence[Sequence[Phrase]]", heard: Sequence[Encoded], prompt: Int32) -> "PhraseHead":
+        from ctxasr_ray.search.phrase_heads import ForcedPhrases, TrainedPhrases
+
+        if self._head is not None:
+            return TrainedPhrases(self._head, [one.states[0, : one.num_frames] for one in heard], phrases)
+        config = self._copy
+        return ForcedPhrases(
+            model=self._model,
+            states=[one.states for one in heard],
+            prompt=prompt,
+            phrases=phrases,
+            ctc_weight=self._config.ctc_weight,
+            temperature=config.temperature,
+            none_offset=config.none_offset,
+            first_within=config.first_within,
+        )

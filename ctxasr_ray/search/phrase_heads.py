@@ -1,0 +1,118 @@
+"""The heads of phrase copy: one that needs no training, and the trained one of `models.copy_head`.
+
+Letters: R rows, N phrases, V vocabulary, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from ctxasr_ray.search.label_beam import Float
+from ctxasr_ray.search.phrase_copy import Phrase, RowsNow
+from ctxasr_ray.token_tree import Int32
+
+if TYPE_CHECKING:
+    import torch
+
+    from ctxasr_ray.models.copy_head import CopyHead
+    from ctxasr_ray.models.seq2seq import Seq2SeqModel
+
+_RIVALS: Final = 8
+"""The attention's best tokens, among which the best rival of the joint score is looked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForcedPhrases:
+    """The training-free head: each phrase forced through the recogniser, against its best rival token.
+
+    ln a is a softmax over (mean joint log-prob of the phrase's tokens) / temperature and, for "none", (joint log-prob
+    of the best token + none_offset) / temperature; joint is that of the search, CTC share included. A name that the
+    recogniser has never seen is spelled at a cost per token; `none_offset` says how much worse than the best token it
+    may be. Only phrases whose first token is within `first_within` nats of the best are forced; others have -inf.
+
+    Source: ours, for recognisers that have no copy head.
+    """
+
+    model: "Seq2SeqModel"
+    states: "Sequence[torch.Tensor]"
+    """(1, T, D) of each utterance's encoder."""
+    prompt: Int32
+    phrases: Sequence[Sequence[Phrase]]
+    """Per utterance."""
+    ctc_weight: float
+    """Of the search."""
+    temperature: float
+    """Nats per token."""
+    none_offset: float
+    """Nats per token, below 0."""
+    first_within: float
+    """Nats."""
+
+    def log_probs(self, now: RowsNow) -> Float:
+        """As `phrase_copy.PhraseHead.log_probs`."""
+        phrases = self.phrases[now.utterance]
+        best_R1 = now.log_probs.max(axis=1, keepdims=True)
+        firsts = np.array([phrase[0] for phrase in phrases])
+        rows, which = np.nonzero(now.log_probs[:, firsts] >= best_R1 - self.first_within)
+        logits = np.full((len(now.texts), len(phrases) + 1), -np.inf)
+        logits[:, -1] = (self._rival(now) + self.none_offset) / self.temperature
+        if len(rows):
+            texts = [np.array([*now.texts[r], *phrases[n]], np.int32) for r, n in zip(rows, which, strict=True)]
+            forced = self.model.forced_scores(self.states[now.utterance], self.prompt, texts)
+            sums = (1 - self.ctc_weight) * (np.nan_to_num(forced.log_probs, nan=-np.inf) - now.sums[rows])
+            if now.prefixes is not None:
+                asked = [phrases[n] for n in which]
+                sums += self.ctc_weight * now.prefixes.phrases(now.rows[rows], asked)
+            logits[rows, which] = sums / np.array([len(phrases[n]) for n in which]) / self.temperature
+        return _log_softmax(logits)
+
+    def _rival(self, now: RowsNow) -> Float:
+        if now.prefixes is None:
+            best: Float = now.log_probs.max(axis=1)
+            return best
+        tokens = np.argsort(-now.log_probs, axis=1, kind="stable")[:, :_RIVALS]
+        every = np.zeros((len(now.prefixes.totals), tokens.shape[1]), np.int64)
+        every[now.rows] = tokens
+        heard = (now.prefixes.extended(every) - now.prefixes.totals[:, None])[now.rows]
+        ended = (now.prefixes.ended() - now.prefixes.totals)[now.rows, None]
+        heard = np.where(tokens == self.model.tokens.eos_id, ended, heard)
+        own = np.take_along_axis(now.log_probs, tokens, axis=1)
+        joint: Float = ((1 - self.ctc_weight) * own + self.ctc_weight * heard).max(axis=1)
+        return joint
+
+
+class TrainedPhrases:
+    """The trained head on the recogniser's decoder states.
+
+    Args:
+        head: Loaded.
+        states: (T, D) of each utterance's encoder, without padding.
+        phrases: Per utterance.
+    """
+
+    def __init__(self, head: "CopyHead", states: "Sequence[torch.Tensor]", phrases: Sequence[Sequence[Phrase]]) -> None:
+        import torch
+
+        self._head = head
+        with torch.inference_mode():
+            self._heard = [head.hear(one[None].float()) for one in states]
+            self._phrases = [head.phrases([np.array(p, np.int32) for p in own]) if own else None for own in phrases]
+
+    def log_probs(self, now: RowsNow) -> Float:
+        """As `phrase_copy.PhraseHead.log_probs`."""
+        import torch
+
+        phrases_NW = self._phrases[now.utterance]
+        assert phrases_NW is not None, "an utterance without phrases is not asked about"
+        with torch.inference_mode():
+            logits = self._head.recogniser_logits(now.states[None].float(), self._heard[now.utterance], phrases_NW)
+            found: Float = logits[0].double().log_softmax(-1).cpu().numpy()
+        return found
+
+
+def _log_softmax(logits: Float) -> Float:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    found: Float = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
