@@ -14,12 +14,14 @@ EXPECTED = {
     "dev lm_rescoring cer": 0.2074,
     "dev oracle wer": 0.3636,
     "dev oracle cer": 0.1873,
+    "dev oracle/compositional wer": 0.3636,
     "test first_pass wer": 0.4846,
     "test first_pass cer": 0.203,
     "test lm_rescoring wer": 0.3923,
     "test lm_rescoring cer": 0.1644,
     "test oracle wer": 0.3923,
     "test oracle cer": 0.1519,
+    "test oracle/compositional wer": 0.3692,
 }
 
 
