@@ -112,7 +112,8 @@ def test_an_utterance_that_the_lm_cannot_serve_keeps_its_list_and_the_reason(
     recordings: list[Path],  # noqa: F811
 ) -> None:
     built = replace(config, fusion="shallow").build()
-    built._host.lm.head = Sick(built._host.lm.head)  # type: ignore[attr-defined]
+    lm = built._lms[0].host.lm  # type: ignore[attr-defined]
+    lm.head = Sick(lm.head)
     costs = Costs()
     hypotheses = built(utterances(recordings[:3]), costs=costs)
     plain = read_nbest(config.first_pass.build()(utterances(recordings[:3]), costs=Costs()))

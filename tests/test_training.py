@@ -407,7 +407,7 @@ def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert f"{directory}/model" in printed
     assert "dev_perplexity" in printed
-    with pytest.raises(ValueError, match="recipes: ctc_start, ctc, lm, attention_start, attention"):
+    with pytest.raises(ValueError, match="recipes: ctc_start, ctc, ctc_mandarin, lm, attention_start"):
         tiny_models.main(["ctcc"])
 
 
