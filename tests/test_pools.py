@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from fakes import LIGHT, Behaviour, FirstPassConfig, ScorerConfig, folder_in_memory, line, utterances
 
+from ctxasr_ray.audit import audit_steps
 from ctxasr_ray.execution.inline import Progress, run_inline
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import Resources, Step
@@ -177,3 +178,14 @@ if __name__ == "__main__":
     )
     lines = (done.stdout + done.stderr).strip().splitlines()
     assert len(lines) <= 1, lines
+
+
+def test_an_audit_in_a_plain_run_does_its_sample_again_on_ray(cluster: None, tmp_path: Path) -> None:
+    from ctxasr_ray.distributed.pools import run_ray
+
+    store, shards = prepared(tmp_path)
+    steps = line()
+    run_inline(store, steps, shards)
+    (note,) = audit_steps(store, steps, shards, run_ray, 6)
+    assert note.severity == "note", note
+    assert "3 in the other executor" in note.what
