@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import align, text
+from ctxasr_ray.keywords.catalogue import CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS
 from ctxasr_ray.metrics.counts import METRIC_NAMES, same_rows
 from ctxasr_ray.metrics.joined_windows import references_of_whole_rows
@@ -20,7 +21,7 @@ from ctxasr_ray.metrics.nbest_keywords import MATCHES, NbestKeywords
 from ctxasr_ray.metrics.word_classes import WordClasses, WordLists, class_counts
 from ctxasr_ray.nbest import FlatNBest, flatten
 from ctxasr_ray.schema import HYPOTHESIS_ERRORS, conform
-from ctxasr_ray.stage import Costs, Resources, Stage, light, runtime_field
+from ctxasr_ray.stage import Costs, Resources, Stage, light
 
 KEYWORDS: Final = ("phrase", "keyword")
 """Unit and word class of a catalogue's phrases: matches in place of errors."""
@@ -28,7 +29,7 @@ _NOT_COUNTED: Final = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NbestErrorsConfig:
+class NbestErrorsConfig(CatalogueOptions):
     """Counts the errors of every hypothesis, per unit and word class, and its keyword matches where asked.
 
     Reads HYPOTHESES, UTTERANCES and, for keywords, CONTEXT where given, which then limits the catalogue.
@@ -50,16 +51,10 @@ class NbestErrorsConfig:
     classes: tuple[tuple[str, str], ...] = (("word", "all"), ("character", "all"))
     """(unit, word class) pairs: word or character of all; word of biased, unbiased and rare (`word_classes`); phrase of
     keyword (`metrics.keywords`)."""
-    normaliser: str = "whisper_english"
-    """One of `text.NORMALISERS`, for both sides."""
     alignment: str = "unit"
     """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
     word_lists: WordLists = field(default_factory=WordLists)
     """Common and rare words."""
-    catalogue: str | None = runtime_field(None)
-    """Path or URL of the global phrase list, for keywords; its digest is in the identity."""
-    catalogue_format: str | None = runtime_field(None)
-    """One of `keywords.phrase_files.FORMATS`; None: the extension tells."""
     resources: Resources = field(default_factory=light)
     """Actors of the pool."""
 
@@ -83,7 +78,7 @@ class NbestErrorsConfig:
     def _keywords(self) -> NbestKeywords | None:
         if KEYWORDS not in map(tuple, self.classes):
             return None
-        return NbestKeywords(self.catalogue, self.catalogue_format, self.normaliser)
+        return NbestKeywords(self.phrases(), self.normaliser)
 
     def build(self) -> Stage:
         """Reads the word lists and the catalogue."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ctxasr_ray.keywords.catalogue import Catalogue, load
+from ctxasr_ray.keywords.catalogue import Catalogue
 from ctxasr_ray.keywords.context import row_phrases
 from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.metrics.joined_windows import recordings
@@ -21,17 +21,13 @@ class NbestKeywords:
     """Counts the phrases of a catalogue in whole lists, as `metrics.keywords` counts them in one transcript.
 
     Args:
-        path: File of the global phrase list; None: own true phrases and context lists are the catalogue.
-        format: One of `keywords.phrase_files.FORMATS`; None: the extension tells.
+        catalogue: The global phrase list; None: own true phrases and context lists are the catalogue.
         normaliser: One of `text.NORMALISERS`.
-
-    Raises:
-        ValueError: a list that is missing or refused.
     """
 
-    def __init__(self, path: str | None, format: str | None, normaliser: str) -> None:
-        self.catalogue: Catalogue | None = load(path, format=format, normaliser=normaliser) if path else None
-        self._counter = KeywordCounter(self.catalogue, normaliser)
+    def __init__(self, catalogue: Catalogue | None, normaliser: str) -> None:
+        self.catalogue = catalogue
+        self._counter = KeywordCounter(catalogue, normaliser)
 
     def matches(self, flat: FlatNBest, utterances: pa.Table, context: pa.Table | None) -> dict[str, Any]:
         """One entry of NBEST_ERRORS: matches, phrases written and phrases asked for; U utterances, H hypotheses.

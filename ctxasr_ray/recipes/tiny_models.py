@@ -203,7 +203,6 @@ def train_speech_llm() -> TrainingConfig:
         task=task,
         num_steps=1200,
         batch_size=2048,
-        optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=50, weight_decay=0.01),
     )
 
 

@@ -148,13 +148,28 @@ class CausalLmScorer:
         for i, text in enumerate(texts):
             if text.strip() and not len(ids[i]):
                 reasons[i] = f"text: the tokenizer has no token for {text[:40]!r}"
-        return SourceScores(
-            source=self.source,
-            log_probs=_known(scores.log_probs, reasons),
-            eos_log_probs=None if self.lm.eos_token_id is None else _known(scores.eos_log_probs, reasons),
-            num_tokens=[len(i) for i in ids],
-            reasons=reasons,
-        )
+        return source_scores(self.source, scores, ids, reasons, has_end=self.lm.eos_token_id is not None)
+
+
+def source_scores(
+    source: str, scores: "SequenceScores", ids: Sequence[Int32], reasons: Sequence[str | None], *, has_end: bool
+) -> SourceScores:
+    """What a model says of the texts of one utterance, as a source of SCORES; null where there is a reason.
+
+    Args:
+        source: Name of the scores.
+        scores: Of the texts.
+        ids: Tokens of each text.
+        reasons: Those of `scores` and of what asked.
+        has_end: Whether the model has an end of sequence.
+    """
+    return SourceScores(
+        source=source,
+        log_probs=_known(scores.log_probs, reasons),
+        eos_log_probs=_known(scores.eos_log_probs, reasons) if has_end else None,
+        num_tokens=[len(i) for i in ids],
+        reasons=list(reasons),
+    )
 
 
 def _known(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", reasons: Sequence[str | None]) -> list[float | None]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray.models.hearing_options import HearingOptions
 from ctxasr_ray.nbest import SourceScores, flatten, scores_table
 from ctxasr_ray.recordings import COLUMNS, heard_ahead
+from ctxasr_ray.scorers.causal_lm import source_scores
 from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
@@ -80,24 +80,9 @@ class SpeechLlmScorer:
             for i, text in enumerate(texts):
                 if text.strip() and (not len(ids[i]) or self._model.tokens.num_unknown(ids[i])):
                     reasons[i] = f"text: the tokenizer has no token for {text[:40]!r}"
-            rows.append([self._scored(scores.log_probs, scores.eos_log_probs, [len(i) for i in ids], reasons)])
+            has_end = self._model.lm.eos_token_id is not None
+            rows.append([source_scores(self._config.source, scores, ids, reasons, has_end=has_end)])
         return scores_table(flat.utterance_ids, rows, errors)
-
-    def _scored(
-        self,
-        log_probs: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-        eos_log_probs: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-        num_tokens: list[int],
-        reasons: list[str | None],
-    ) -> SourceScores:
-        ends = [None if r or not np.isfinite(v) else float(v) for v, r in zip(eos_log_probs, reasons, strict=True)]
-        return SourceScores(
-            source=self._config.source,
-            log_probs=[None if r else float(v) for v, r in zip(log_probs, reasons, strict=True)],
-            eos_log_probs=None if self._model.lm.eos_token_id is None else ends,
-            num_tokens=num_tokens,
-            reasons=reasons,
-        )
 
     def _unscored(self, num: int, reason: str | None) -> SourceScores:
         nothing = [None] * num

@@ -13,11 +13,12 @@ import pyarrow as pa
 from ctxasr_ray.models.checkpoint import check_vocabulary, fingerprint, load_tokenizer, resolve
 from ctxasr_ray.models.text_tokens import TEXT_FORMS_VERSION, TextTokens
 from ctxasr_ray.nbest import SourceScores, flatten, scores_table
+from ctxasr_ray.scorers.causal_lm import source_scores
 from ctxasr_ray.stage import Costs, Resources, runtime_field
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
-    from ctxasr_ray.models.causal_lm import CausalLm, SequenceScores
+    from ctxasr_ray.models.causal_lm import CausalLm
     from ctxasr_ray.models.speech_lm import SpeechTokens
 
 
@@ -122,11 +123,10 @@ class SpeechLmScorer:
     def _scores(self, units: Int32, texts: Sequence[Int32], costs: Costs) -> list[SourceScores]:
         from ctxasr_ray.models.causal_lm import ScoreRequest
 
-        lengths = [len(text) for text in texts]
         if self._config.order == "speech_first":
             prefix = np.concatenate([self.tokens.prefix, self.speech.heard(units)])
             (scores,) = self.lm.score([ScoreRequest(prefix, texts)], costs)
-            return [_source(self._config.source, scores, lengths)]
+            return [source_scores(self._config.source, scores, texts, scores.reasons, has_end=True)]
         spoken = self.speech.spoken(units)
         (alone,) = self.lm.score([ScoreRequest(self.tokens.prefix, texts)], costs)
         # A text cannot be a shared prefix of its units: the tree shares what the texts share.
@@ -140,23 +140,10 @@ class SpeechLmScorer:
         second = SourceScores(
             source=f"{named}_units", log_probs=behind, num_tokens=[len(spoken)] * len(texts), reasons=both.reasons
         )
-        return [_source(f"{named}_text", alone, lengths), second]
+        return [source_scores(f"{named}_text", alone, texts, alone.reasons, has_end=True), second]
 
     def _unscored(self, num_hypotheses: int, reason: str) -> list[SourceScores]:
         name = self._config.source
         names = [name] if self._config.order == "speech_first" else [f"{name}_text", f"{name}_units"]
         nothing = [None] * num_hypotheses
         return [SourceScores(source=n, log_probs=nothing, reasons=[reason] * num_hypotheses) for n in names]
-
-
-def _source(name: str, scores: "SequenceScores", lengths: Sequence[int]) -> SourceScores:
-    known = [reason is None for reason in scores.reasons]
-    return SourceScores(
-        source=name,
-        log_probs=[float(v) if k else None for v, k in zip(scores.log_probs, known, strict=True)],
-        eos_log_probs=[
-            float(v) if k and np.isfinite(v) else None for v, k in zip(scores.eos_log_probs, known, strict=True)
-        ],
-        num_tokens=list(lengths),
-        reasons=list(scores.reasons),
-    )
