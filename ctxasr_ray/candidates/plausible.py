@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions, other_spellings
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import Phrase, RowPhrases, columns, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
@@ -150,7 +150,7 @@ class Plausible:
                 )
                 found.append((-float(evidence_P[n]), n, phrase))
         if row.own:
-            own = self._trie([p.text for p in row.own], [self._spellings(p.phrase_id) for p in row.own])
+            own = self._trie([p.text for p in row.own], [other_spellings(catalogue, p.phrase_id) for p in row.own])
             costs.count("phrases_lost_in_tokenisation", own.num_lost)
             for phrase, evidence in zip(row.own, self._evidence(own, log_probs_TV, costs).tolist(), strict=True):
                 made = Phrase(
@@ -159,9 +159,6 @@ class Plausible:
                 found.append((-evidence, -1, made))
         ranked = sorted((one for one in found if one[0] < np.inf), key=lambda one: (one[0], one[1], one[2].text))
         return [phrase for _, _, phrase in ranked[: self._config.max_phrases]]
-
-    def _spellings(self, phrase_id: int) -> Sequence[str]:
-        return () if self._catalogue is None or phrase_id < 0 else self._catalogue.spellings[phrase_id]
 
     def _trie_of_shared(self, catalogue: Catalogue, num_shared: int, costs: Costs) -> _Tries:
         """The trie of the catalogue's first phrases, made once per size."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.ctc import CtcConfig, CtcFirstPass
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig, CtcFusedFirstPass
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
-from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions, other_spellings
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
@@ -148,7 +148,10 @@ class PhraseAutomata:
         rest = [] if catalogue is None else [n for n in range(size, row.num_shared) if n not in mine]
         if not own and not rest:
             return shared, self._empty
-        weights, others = [phrase.weight for phrase in own], [self._spellings(phrase.phrase_id) for phrase in own]
+        weights, others = (
+            [phrase.weight for phrase in own],
+            [other_spellings(catalogue, phrase.phrase_id) for phrase in own],
+        )
         phrases = [phrase.text for phrase in own]
         if catalogue is not None:
             phrases += [catalogue.phrases[n] for n in rest]
@@ -157,9 +160,6 @@ class PhraseAutomata:
         automaton, lost = self._build(phrases, np.asarray(weights), others)
         costs.count("own_phrases_lost_in_tokenisation", lost)
         return shared, automaton
-
-    def _spellings(self, phrase_id: int) -> Sequence[str]:
-        return () if self._catalogue is None or phrase_id < 0 else self._catalogue.spellings[phrase_id]
 
     def _build(
         self, phrases: Sequence[str], weights: npt.ArrayLike, others: Sequence[Sequence[str]]

@@ -91,6 +91,11 @@ class Catalogue:
         return np.where(np.isnan(self.scores), np.float32(default), self.scores)
 
 
+def other_spellings(catalogue: Catalogue | None, phrase_id: int) -> Sequence[str]:
+    """Other ways to write a phrase of CONTEXT; none for a phrase that no catalogue holds."""
+    return () if catalogue is None or phrase_id < 0 else catalogue.spellings[phrase_id]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueOptions:
     """The catalogue in the config of every stage that takes one."""

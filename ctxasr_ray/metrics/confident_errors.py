@@ -69,9 +69,9 @@ class ConfidentErrorsConfig:
         same_rows("hypotheses", hypotheses, "utterances", utterances)
         lists = hypotheses.column("hypotheses").to_pylist()
         with costs.timed("judge"):
-            first, mine = (
-                judge(utterances, transcripts, self.normaliser, self.alignment) for transcripts in (baseline, own)
-            )
+            first = judge(utterances, baseline, self.normaliser, self.alignment)
+            is_baseline = own.equals(baseline)  # of the first pass's own list
+            mine = first if is_baseline else judge(utterances, own, self.normaliser, self.alignment)
         whole = np.asarray(utterances.column("window_index").is_null()) & first.has_reference
         wrong = _per_utterance(first, is_confidently_wrong(first.confidence, first.is_right), len(lists))
         with costs.timed("align"):

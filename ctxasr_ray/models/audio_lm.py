@@ -6,7 +6,6 @@ caught there, so no architecture is special. A load check compares the tree with
 Letters: P prefix, D width.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -74,8 +73,7 @@ def load_audio_lm(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model_type = json.loads((checkpoint.directory / "config.json").read_text("utf-8")).get("model_type")
-    if model_type == speech_llm.MODEL_TYPE:
+    if speech_llm.is_ours(checkpoint):
         return speech_llm.load(checkpoint, dtype=dtype, device=device, prompt=prompt)
     from transformers import AutoModelForMultimodalLM, AutoProcessor
 

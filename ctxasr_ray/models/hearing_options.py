@@ -3,7 +3,6 @@
 Nothing here loads torch before `load`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,7 +41,6 @@ class HearingOptions(RecogniserOptions):
 
     def _digests(self) -> dict[str, str]:
         resolved = checkpoint.resolve(self.model, self.revision)
-        model_type = json.loads((resolved.directory / "config.json").read_text("utf-8")).get("model_type")
-        if model_type == speech_llm.MODEL_TYPE:
+        if speech_llm.is_ours(resolved):
             return speech_llm.fingerprint(self.model, self.revision)
         return checkpoint.fingerprint(self.model, self.revision)

@@ -56,6 +56,12 @@ class Parts:
         (directory / "config.json").write_text(text + "\n", "utf-8")
 
 
+def is_ours(model: Checkpoint) -> bool:
+    """Whether a checkpoint is an LLM recogniser of ours, not an audio-language model of transformers."""
+    values = json.loads((model.directory / "config.json").read_text("utf-8"))
+    return bool(values.get("model_type") == MODEL_TYPE)
+
+
 def read_parts(model: Checkpoint) -> Parts:
     """Reads `config.json` and finds encoder and LLM; their places are absolute in the result.
 

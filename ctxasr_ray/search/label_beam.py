@@ -155,9 +155,10 @@ class LabelBeam:
             token = int(candidates.tokens[row, column])
             path = self._paths[row]
             rest = candidates.copies.get((row, column), path.rest[1:])
-            if (state := ((*path.tokens, token), rest)) in written:
+            text = (*path.tokens, token)
+            if (text, rest) in written:
                 continue  # spelled and copied, the same text: the better one stays
-            written.add(state)
+            written.add((text, rest))
             rank += 1
             if token == self._eos_id:
                 if rank < self._size:
@@ -170,7 +171,7 @@ class LabelBeam:
                 copied = (*copied, (depth, depth + 1 + len(rest)))
             paths.append(
                 _Path(
-                    (*path.tokens, token),
+                    text,
                     (*path.log_probs, float(candidates.log_probs[row, column])),
                     (*path.entropies, float(candidates.entropies[row])),
                     float(scores[place]),
