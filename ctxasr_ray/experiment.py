@@ -9,6 +9,7 @@ from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.corpora.mandarin import MandarinConfig
+from ctxasr_ray.corpora.spanish import SpanishConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
@@ -140,7 +141,7 @@ class Experiment:
     """System -> a further fusion over the first pass's lists."""
     branches: Mapping[str, Branch] = field(default_factory=dict)
     """System -> another N-best list: a second recogniser or search, a union, new candidates."""
-    synthetic: MandarinConfig | SyntheticConfig | None = None
+    synthetic: SpanishConfig | MandarinConfig | SyntheticConfig | None = None
     """Spoken by espeak-ng when no manifest is given; its dev part is used where a manifest brings no dev split."""
     normaliser: str = "whisper_english"
     """Text normaliser of every metric, one of `text.NORMALISERS`."""

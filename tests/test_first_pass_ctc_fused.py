@@ -11,12 +11,14 @@ from test_first_pass_ctc import parakeet, recordings, utterances  # noqa: F401  
 from test_scorer_causal_lm import bpe, saved
 
 from ctxasr_ray.first_pass.ctc import CtcConfig
-from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig, FirstPassLm
+from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
+from ctxasr_ray.first_pass.search_lms import FirstPassLm
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.nbest import NBest, read_nbest
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import AsksLm, Costs, StageConfig, identity
+from ctxasr_ray.training.vocabulary import CHARACTERS, character_lm_tokenizer
 
 torch.set_num_threads(1)
 
@@ -96,6 +98,50 @@ def test_a_small_lm_is_heard_at_every_word_beside_the_main_one(
     assert set(config.fingerprint()) < set(both.fingerprint())
     with pytest.raises(ValueError, match=r"first_pass_lm\.lm\.source is 'causal_lm', which another score has"):
         replace(config, first_pass_lm=FirstPassLm(lm=config.lm))
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("letters"), character_lm_tokenizer(CHARACTERS))[0]
+
+
+@pytest.mark.parametrize("change", [{"fusion": "shallow"}, {"interval": 1, "scored": "own_last_word"}, {"interval": 4}])
+def test_an_lm_of_the_same_characters_is_heard_label_by_label(
+    config: CtcFusedConfig,
+    recordings: list[Path],  # noqa: F811
+    letters: str,
+    change: dict[str, object],
+) -> None:
+    lm = CausalLmConfig(model=letters, source="characters")
+    config = replace(config, units="labels", lm=lm, length_bonus=1.5, **change)
+    hypotheses, costs = run(config, utterances(recordings[:3]))
+    scored = lm.build()(hypotheses, costs=Costs()).column("sources").to_pylist()
+    pieces = config.first_pass.load().vocabulary.pieces
+    compared = 0
+    for row, own in zip(read_nbest(hypotheses), scored, strict=True):
+        sums = []
+        for n, h in enumerate(row.hypotheses):
+            ctc, log_prob, eos = (s.log_prob for s in h.scores)
+            assert h.token_ids is not None
+            sums.append(ctc + 0.3 * (log_prob + eos) + 1.5 * len(h.token_ids))
+            if "".join(pieces[token] for token in h.token_ids) == h.text:  # no space at an end, none doubled
+                expected = [own[0]["log_probs"][n], own[0]["eos_log_probs"][n]]
+                assert [log_prob, eos] == pytest.approx(expected, abs=1e-4)
+                compared += 1
+        assert sums == sorted(sums, reverse=True)
+    assert compared > 0
+    assert costs.counters["utterances_unfused"] == 0
+
+
+def test_what_shares_no_vocabulary_is_refused_in_words(config: CtcFusedConfig, letters: str, tmp_path: Path) -> None:
+    few, _ = saved(tmp_path, character_lm_tokenizer("abc"))
+    with pytest.raises(ValueError, match="vocabulary lacks 24 of 28 labels of the recogniser, the first is 'd'"):
+        replace(config, units="labels", lm=CausalLmConfig(model=few)).build()
+    with pytest.raises(ValueError, match="an LM that shares the labels reads them as raw"):
+        replace(config, units="labels", lm=CausalLmConfig(model=letters, text_form="upper")).build()
+    small = FirstPassLm(lm=replace(config.lm, source="small"))
+    with pytest.raises(ValueError, match="first_pass_lm and label_prior go with words"):
+        replace(config, units="labels", first_pass_lm=small)
 
 
 def test_fusion_refuses_to_add_the_same_lm_twice(config: CtcFusedConfig, recordings: list[Path]) -> None:  # noqa: F811
@@ -184,6 +230,7 @@ def test_settings_that_cannot_be_meant_are_refused_in_words(config: CtcFusedConf
         ({"fusion": "cold"}, "fusion is 'cold'; expected delayed or shallow"),
         ({"trigger": "often"}, "trigger is 'often'"),
         ({"interval": 0}, "interval is 0"),
+        ({"units": "letters"}, "units is 'letters'"),
         ({"prior_weight": 0.3}, "give both or none"),
         ({"lm": replace(config.lm, source="ctc")}, "give them two names"),
     ):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from ctxasr_ray.corpora import noise, sentences
+from ctxasr_ray.corpora import noise, sentences, spanish
 from ctxasr_ray.corpora.manifest import read_corpus
+from ctxasr_ray.corpora.spanish import SpanishConfig
 from ctxasr_ray.corpora.synthetic import CONTEXT, NUM_VOICES, PREPARED, VARIANTS, SyntheticConfig, prepare, voices
+from ctxasr_ray.training.sources import SyntheticText
 
 CONFIG = SyntheticConfig()
 SOUND_ALIKE = "two to four for write right here hear week weak buy by their there meet meat flour flowers"
@@ -222,3 +224,29 @@ def test_unknown_splits_and_negative_numbers_are_refused():
         CONFIG.sentence("eval", 0)
     with pytest.raises(ValueError, match="negative"):
         CONFIG.sentence("test", -1)
+
+
+def test_spanish_commands_hold_rare_names_of_their_split_and_nothing_that_the_recogniser_cannot_write():
+    corpus, words = SpanishConfig(), {split: SpanishConfig().rare_words(split) for split in SPLITS}
+    assert not words["train"] & words["dev"]
+    assert not (words["train"] | words["dev"]) & words["test"]
+    for split in SPLITS:
+        for index in range(200):
+            said = corpus.sentence(split, index)
+            assert set(said.text) <= {*spanish.CHARACTERS, " "}
+            assert spanish.MIN_CHARACTERS <= len(said.text) <= spanish.MAX_CHARACTERS
+            rare = set(said.text.split()) - spanish.vocabulary()
+            assert rare
+            assert rare <= words[split]
+            assert rare <= {word for phrase in said.keywords for word in phrase.split()}
+            assert all(phrase in said.text for phrase in said.keywords)
+    spoken = corpus.spoken("dev", 3)
+    assert spoken.voice.startswith("es")
+    assert 3.0 <= len(spoken.samples) / 16000 <= 8.0
+
+
+def test_text_to_learn_from_holds_no_name_of_dev_or_test():
+    held_out = SpanishConfig().rare_words("dev") | SpanishConfig().rare_words("test")
+    texts = list(SyntheticText(num_sentences=90, num_seeds=3, corpus=SpanishConfig()).sentences())
+    assert len(texts) == len(set(texts)) == 90
+    assert all(held_out.isdisjoint(text.split()) for text in texts)

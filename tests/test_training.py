@@ -40,7 +40,7 @@ from ctxasr_ray.training.language import LanguageModelTask
 from ctxasr_ray.training.loop import TrainingDivergedError, run
 from ctxasr_ray.training.publish import digests
 from ctxasr_ray.training.sources import Example, SyntheticSpeech, SyntheticText, TextFile
-from ctxasr_ray.training.vocabulary import train_bpe
+from ctxasr_ray.training.vocabulary import CHARACTERS, SPACE, character_lm_tokenizer, character_tokenizer, train_bpe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -390,7 +390,13 @@ def shrunk(config: TrainingConfig, tmp_path: Path) -> TrainingConfig:
 
 
 @pytest.mark.parametrize(
-    "recipe", [tiny_models.train_ctc_start, tiny_models.train_lm, tiny_models.train_attention_start]
+    "recipe",
+    [
+        tiny_models.train_ctc_start,
+        tiny_models.train_lm,
+        tiny_models.train_lm_characters,
+        tiny_models.train_attention_start,
+    ],
 )
 def test_the_loss_of_each_recipe_falls_within_twenty_steps(recipe: object, tmp_path: Path) -> None:
     run(shrunk(recipe(), tmp_path), tmp_path)  # type: ignore[operator]
@@ -407,7 +413,10 @@ def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert f"{directory}/model" in printed
     assert "dev_perplexity" in printed
-    with pytest.raises(ValueError, match="recipes: ctc_start, ctc, ctc_mandarin, lm, attention_start"):
+    with pytest.raises(
+        ValueError,
+        match="recipes: ctc_start, ctc, ctc_mandarin, ctc_spanish, lm, lm_characters, lm_spanish, attention_start",
+    ):
         tiny_models.main(["ctcc"])
 
 
@@ -423,6 +432,15 @@ def test_a_published_ctc_model_loads_with_transformers_alone(tmp_path: Path) -> 
     assert logits.shape[-1] == len(tokenizer)
     ids = tokenizer("hello there", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids, group_tokens=False) == "hello there"
+
+
+def test_a_character_lm_writes_with_the_labels_of_the_character_recogniser() -> None:
+    lm, recogniser = character_lm_tokenizer(CHARACTERS), character_tokenizer(CHARACTERS)
+    text = "it's a test"
+    assert lm(text)["input_ids"][0] == lm.bos_token_id
+    for tokenizer in (lm, recogniser):  # no space before the first letter: a recogniser writes none there
+        assert tokenizer.tokenize(text) == [letter.replace(" ", SPACE) for letter in text]
+    assert lm.decode(lm(text)["input_ids"], skip_special_tokens=True) == text
 
 
 def test_a_training_can_start_from_an_earlier_model(tmp_path: Path) -> None:

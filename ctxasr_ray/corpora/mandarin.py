@@ -92,6 +92,10 @@ class MandarinConfig(SyntheticConfig):
         """Draws one name of a split."""
         return pick(rng, names(self.seed)[split][pick(rng, _KINDS)])
 
+    def rare_words(self, split: str) -> frozenset[str]:
+        """Every name of the split; none stands in another one."""
+        return frozenset(name for kind in names(self.seed)[split].values() for name in kind)
+
     def _filled(self, rng: random.Random, split: str, keywords: list[str], slot: "re.Match[str]") -> str:
         common, kind = slot.groups()
         if common:

@@ -125,6 +125,10 @@ class SyntheticConfig:
         kind = pick(rng, ("person", "person", "surname", "town", "product", "drug"))
         return phrase(kind, rng, lexicon(self.seed, split))
 
+    def rare_words(self, split: str) -> frozenset[str]:
+        """Every word of the split's names that no other split has."""
+        return lexicon(self.seed, split).words
+
     def spoken(self, split: str, index: int) -> Spoken:
         """Speaks one utterance.
 

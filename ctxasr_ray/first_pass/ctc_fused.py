@@ -1,7 +1,7 @@
 """UTTERANCES -> HYPOTHESES with a CTC model and a language model inside its search, beside it in one actor.
 
 The list is in the order of what the search maximised, exactly: forced CTC score + lm_weight * log P_LM (end of sequence
-included) + length_bonus * words. All parts stand apart in `scores`, so that fusion can weight them anew.
+included) + length_bonus * words (or labels). All parts stand apart in `scores`, so that fusion can weight them anew.
 """
 
 import hashlib
@@ -17,8 +17,7 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
 from ctxasr_ray.first_pass.lists import failed, not_finite
-from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
-from ctxasr_ray.models.text_tokens import TextTokens
+from ctxasr_ray.first_pass.search_lms import FirstPassLm, SearchLm, labels_of, words_of
 from ctxasr_ray.nbest import NBest, hypotheses_table
 from ctxasr_ray.recordings import COLUMNS, Heard, heard_batches
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -28,19 +27,7 @@ if TYPE_CHECKING:
     from ctxasr_ray.models.ctc import CtcModel
     from ctxasr_ray.search.ctc_beam import CtcBeamSearch
     from ctxasr_ray.search.fusion import Fusion
-    from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FirstPassLm:
-    """A small language model beside the main one, by shallow fusion at word boundaries (the paper's NLM)."""
-
-    lm: CausalLmConfig
-    """Loaded beside the recogniser; its source needs a name of its own."""
-    lm_weight: float = 0.3
-    """Of its log-prob, end of sequence included (the paper's mu)."""
-    length_bonus: float = 0.0
-    """Nats per word."""
+    from ctxasr_ray.search.lm_fusion import Trigger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +45,12 @@ class CtcFusedConfig:
     """The language model, its text form, its prompt and the name of its scores. The same config as a scorer gives the
     same numbers under the same name, which fusion refuses to add twice."""
     fusion: Literal["delayed", "shallow"] = "delayed"
-    """Delayed: at a trigger, about many words at once. Shallow: whenever a surviving hypothesis has a new word."""
+    """Delayed: at a trigger, about many units at once. Shallow: by words whenever a surviving hypothesis has a new one,
+    by labels for every candidate before it is pruned."""
+    units: Literal["words", "labels"] = "words"
+    """What the LM is asked about: words, tokenised anew by its own tokenizer, or the recogniser's labels, where the
+    LM has a token for each of them (a character LM). Then "word" below means label, and a text is scored as its labels
+    are written, doubled spaces included."""
     trigger: Literal["fixed_interval", "shortest_hypothesis"] = "fixed_interval"
     """Of delayed fusion: every `interval` frames, or whenever the shortest hypothesis has one more word."""
     interval: int = 32
@@ -97,6 +89,10 @@ class CtcFusedConfig:
             raise ValueError(f"trigger is '{self.trigger}'; expected fixed_interval or shortest_hypothesis.")
         if self.scored not in ("common_words", "own_last_word"):
             raise ValueError(f"scored is '{self.scored}'; expected common_words or own_last_word.")
+        if self.units not in ("words", "labels"):
+            raise ValueError(f"units is '{self.units}'; expected words or labels.")
+        if self.units == "labels" and (self.first_pass_lm is not None or self.label_prior is not None):
+            raise ValueError("units are labels: first_pass_lm and label_prior go with words; set both to None.")
         if self.interval < 1 or self.utterances_in_lockstep < 1:
             raise ValueError(
                 f"interval is {self.interval}, utterances_in_lockstep {self.utterances_in_lockstep}; expected at "
@@ -134,27 +130,16 @@ class CtcFusedConfig:
         """The LM as it is loaded; on a CPU each utterance has its own passes: padding costs more than it saves."""
         return self.lm
 
-    def trigger_of_search(self) -> "Trigger":
-        """The trigger that the fields describe."""
+    def trigger_of_search(self) -> "Trigger | None":
+        """The trigger that the fields describe; None is shallow fusion by label."""
         from ctxasr_ray.search.delayed_fusion import FixedInterval, ShortestHypothesis
         from ctxasr_ray.search.shallow_fusion import EveryWord
 
         if self.fusion == "shallow":
-            return EveryWord()
+            return EveryWord() if self.units == "words" else None
         if self.trigger == "shortest_hypothesis":
             return ShortestHypothesis(scope=self.scored)
         return FixedInterval(frames=self.interval, scope=self.scored)
-
-
-@dataclass(frozen=True, slots=True)
-class _HeardLm:
-    """A loaded language model and how the search hears it."""
-
-    config: CausalLmConfig
-    host: TreeScorerHost
-    trigger: "Trigger"
-    lm_weight: float
-    length_bonus: float
 
 
 class CtcFusedFirstPass:
@@ -167,20 +152,44 @@ class CtcFusedFirstPass:
     """
 
     def __init__(self, config: CtcFusedConfig, model: "CtcModel", host: TreeScorerHost) -> None:
-        from ctxasr_ray.models.word_boundaries import WordBoundaries
-        from ctxasr_ray.models.word_tokens import WordTokens
-        from ctxasr_ray.search.lm_units import WordUnits
+        self._config, self._model = config, model
+        self._lms = [self._main(host)]
+        if (small := config.first_pass_lm) is not None:
+            self._lms.append(self._small(small))
+
+    def _main(self, host: TreeScorerHost) -> SearchLm:
+        config, vocabulary = self._config, self._model.vocabulary
+        if config.units == "labels":
+            tokens, units, spelling = labels_of(vocabulary, config.lm)
+        else:
+            tokens, units, spelling = words_of(vocabulary, config.segmentation, config.lm)
+        return SearchLm(
+            config=config.lm,
+            host=host,
+            tokens=tokens,
+            units=units,
+            spelling=spelling,
+            trigger=config.trigger_of_search(),
+            lm_weight=config.lm_weight,
+            length_bonus=config.length_bonus,
+            label_prior=_label_prior(config.label_prior, len(vocabulary.pieces)),
+            prior_weight=config.prior_weight,
+        )
+
+    def _small(self, small: FirstPassLm) -> SearchLm:
         from ctxasr_ray.search.shallow_fusion import EveryWord
 
-        self._config, self._model = config, model
-        self._units = WordUnits(WordBoundaries.of_ctc(model.vocabulary, config.segmentation))
-        self._lms = [_HeardLm(config.lm, host, config.trigger_of_search(), config.lm_weight, config.length_bonus)]
-        if (small := config.first_pass_lm) is not None:
-            own = small.lm.host()
-            self._lms.append(_HeardLm(small.lm, own, EveryWord(), small.lm_weight, small.length_bonus))
-        self._tokens = [_text_tokens(each.config) for each in self._lms]
-        self._spellings = [WordTokens(tokens, segmentation=config.segmentation) for tokens in self._tokens]
-        self._prior = _label_prior(config.label_prior, len(model.vocabulary.pieces))
+        tokens, units, spelling = words_of(self._model.vocabulary, self._config.segmentation, small.lm)
+        return SearchLm(
+            config=small.lm,
+            host=small.lm.host(),
+            tokens=tokens,
+            units=units,
+            spelling=spelling,
+            trigger=EveryWord(),
+            lm_weight=small.lm_weight,
+            length_bonus=small.length_bonus,
+        )
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         """UTTERANCES in, HYPOTHESES out: same rows, same order, each list best first by what the search maximised.
@@ -200,7 +209,7 @@ class CtcFusedFirstPass:
         (utterances,) = tables
         ids = utterances.column("utterance_id").to_pylist()
         done = [NBest(utterance_id=one) for one in ids]
-        fusions = [self._fusion(place, costs) for place in range(len(self._lms))]
+        fusions = [lm.fusion(costs) for lm in self._lms]
         search = ctc_search(self._config.first_pass, self._model, fusions[0].kinds)
         limits = self._model.limits(self._config.first_pass.max_audio_s)
 
@@ -211,37 +220,13 @@ class CtcFusedFirstPass:
             self._run_batch(batch, ids, done, search, fusions, costs)
         return hypotheses_table(done)
 
-    def _fusion(self, place: int, costs: Costs) -> "LmFusion":
-        from ctxasr_ray.search.lm_fusion import LmFusion
-        from ctxasr_ray.search.lm_texts import FusedLm
-
-        heard, is_main = self._lms[place], place == 0
-        lm = FusedLm(
-            scorer=heard.host.sessions(costs),
-            spelling=self._spellings[place],
-            prefix=self._tokens[place].prefix,
-            eos_token_id=heard.host.eos_token_id,
-            max_positions=heard.host.max_positions,
-            source=heard.config.source,
-            costs=costs,
-        )
-        return LmFusion(
-            lm=lm,
-            units=self._units,
-            trigger=heard.trigger,
-            lm_weight=heard.lm_weight,
-            length_bonus=heard.length_bonus,
-            label_prior=self._prior if is_main else None,
-            prior_weight=self._config.prior_weight if is_main else 0.0,
-        )
-
     def _run_batch(
         self,
         batch: Sequence[Heard],
         ids: Sequence[str],
         done: list[NBest],
         search: "CtcBeamSearch",
-        lm_fusions: "Sequence[LmFusion]",
+        lm_fusions: "Sequence[Fusion]",
         costs: Costs,
     ) -> None:
         """Forward passes of the recogniser, then all utterances' searches side by side."""
@@ -284,12 +269,6 @@ class CtcFusedFirstPass:
             costs.count("forwards")
         costs.count("frames", sum(len(one) for one in log_probs))
         return log_probs
-
-
-def _text_tokens(lm: CausalLmConfig) -> TextTokens:
-    """The LM's tokenizer, which is needed here wherever the model is."""
-    tokenizer = load_tokenizer(resolve(lm.model, lm.revision))
-    return TextTokens(tokenizer, text_form=lm.text_form, prompt=lm.prompt, start_from_eos=lm.start_from_eos)
 
 
 def _label_prior(path: str | None, num_labels: int) -> npt.NDArray[np.float64] | None:

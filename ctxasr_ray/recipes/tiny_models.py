@@ -9,11 +9,10 @@ from typing import Annotated, Final
 
 import tyro
 
-from ctxasr_ray.corpora import mandarin
-from ctxasr_ray.corpora.mandarin import MandarinConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.models.speech_adapter import AdapterConfig
-from ctxasr_ray.training.augment import SpecAugment
+from ctxasr_ray.recipes.languages import train_ctc_mandarin, train_ctc_spanish, train_lm_spanish
+from ctxasr_ray.training.augment import LIGHT_MASKS
 from ctxasr_ray.training.config import Optimiser, TrainingConfig
 from ctxasr_ray.training.copy import CopyTask
 from ctxasr_ray.training.ctc import CtcTask
@@ -23,6 +22,7 @@ from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
 from ctxasr_ray.training.speech_llm import SpeechLlmTask
 from ctxasr_ray.training.speech_text import Mix, SpeechTextTask
 from ctxasr_ray.training.trainable import Lora
+from ctxasr_ray.training.vocabulary import CHARACTERS
 
 LM: Final = str(Path(__file__).parents[1] / "assets" / "lm")
 """The shipped language model, whose tokenizer the attention model writes with."""
@@ -32,8 +32,6 @@ ATTENTION: Final = str(Path(__file__).parents[1] / "assets" / "attention")
 """The shipped attention recogniser, which hears for the LLM recogniser and beside which the copy head learns."""
 CTC_START: Final = "runs/train/ctc_start/model"
 """What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
-LIGHT_MASKS: Final = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
-"""For models that see so little speech that they cannot learn it by heart."""
 
 
 def train_lm() -> TrainingConfig:
@@ -47,6 +45,26 @@ def train_lm() -> TrainingConfig:
         num_steps=1600,
         batch_size=4096,
         optimiser=Optimiser(learning_rate=3e-3, warm_up_steps=100, weight_decay=0.05),
+        precision="bfloat16",
+    )
+
+
+def train_lm_characters() -> TrainingConfig:
+    """Trains a small language model of the shipped CTC recogniser's own characters, on text alone."""
+    return TrainingConfig(
+        name="lm_characters",
+        seed=19,
+        task=LanguageModelTask(
+            train=SyntheticText(num_sentences=120_000, num_seeds=40),
+            dev=SyntheticText(num_sentences=300, split="dev"),
+            characters=CHARACTERS,
+            hidden_size=128,
+            num_layers=2,
+            intermediate_size=320,
+        ),
+        num_steps=1500,
+        batch_size=4096,
+        optimiser=Optimiser(learning_rate=4e-3, warm_up_steps=100, weight_decay=0.02),
         precision="bfloat16",
     )
 
@@ -82,26 +100,6 @@ def train_ctc() -> TrainingConfig:
         batch_size=6000,
         optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=100, weight_decay=0.01),
         precision="bfloat16",
-    )
-
-
-def train_ctc_mandarin() -> TrainingConfig:
-    """Trains the shipped CTC recogniser on to write Mandarin characters, on 3 hours of speech."""
-    corpus = MandarinConfig()
-    return TrainingConfig(
-        name="ctc_mandarin",
-        seed=17,
-        task=CtcTask(
-            train=SyntheticSpeech(num_utterances=3000, corpus=corpus),
-            dev=SyntheticSpeech(num_utterances=100, split="dev", corpus=corpus),
-            characters=mandarin.characters(),
-            dropout=0.0,
-            augment=LIGHT_MASKS,
-            initial=CTC,
-        ),
-        num_steps=1500,
-        batch_size=3200,
-        optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=50, weight_decay=0.01),
     )
 
 
@@ -228,7 +226,10 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc_start": train_ctc_start,
     "ctc": train_ctc,
     "ctc_mandarin": train_ctc_mandarin,
+    "ctc_spanish": train_ctc_spanish,
     "lm": train_lm,
+    "lm_characters": train_lm_characters,
+    "lm_spanish": train_lm_spanish,
     "attention_start": train_attention_start,
     "attention": train_attention,
     "speech_lm": train_speech_lm,

@@ -1,6 +1,7 @@
 """SpecAugment: blocks of time and of frequency are hidden, so that no model leans on one of them."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -37,3 +38,7 @@ class SpecAugment:
             width = int(rng.integers(0, min(self.max_frequency_bins, bins) + 1))
             start = int(rng.integers(0, bins - width + 1))
             features_FM[:, start : start + width] = mean
+
+
+LIGHT_MASKS: Final = SpecAugment(num_time_masks=1, max_time_frames=20, num_frequency_masks=1, max_frequency_bins=10)
+"""For models that see so little speech that they cannot learn it by heart."""

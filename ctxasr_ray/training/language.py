@@ -1,4 +1,4 @@
-"""A causal language model from sentences: byte-pair tokenizer, Llama architecture, cross entropy.
+"""A causal language model from sentences: byte-pair pieces or characters, Llama architecture, cross entropy.
 
 Letters of shapes: B sentences, N tokens, V vocabulary.
 """
@@ -25,6 +25,10 @@ class LanguageModelTask:
     train: SyntheticText | TextFile
     dev: SyntheticText | TextFile
     vocabulary_size: int = 500
+    """Byte-pair pieces."""
+    characters: str | None = None
+    """What it writes besides the space, each letter a token, as a character CTC recogniser does: then both share one
+    vocabulary. None learns byte-pair pieces."""
     hidden_size: int = 192
     num_layers: int = 4
     num_heads: int = 4
@@ -53,11 +57,14 @@ class LanguageModel:
         """
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from ctxasr_ray.training.vocabulary import train_bpe
+        from ctxasr_ray.training.vocabulary import character_lm_tokenizer, train_bpe
 
         sentences = list(config.train.sentences())
-        spacing = max(1, len(sentences) // config.num_tokenizer_sentences)
-        self.tokenizer = train_bpe(sentences[::spacing], config.vocabulary_size)
+        if config.characters is None:
+            spacing = max(1, len(sentences) // config.num_tokenizer_sentences)
+            self.tokenizer = train_bpe(sentences[::spacing], config.vocabulary_size)
+        else:
+            self.tokenizer = character_lm_tokenizer(config.characters)
         self.left_out = {}
         self._train = self._encode(sentences)
         self._dev_sentences = list(config.dev.sentences())

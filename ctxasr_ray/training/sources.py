@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ctxasr_ray import audio, text
 from ctxasr_ray.corpora.mandarin import MandarinConfig
-from ctxasr_ray.corpora.sentences import lexicon
+from ctxasr_ray.corpora.spanish import SpanishConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 
 TRAINABLE = ("train", "dev")
@@ -55,7 +55,7 @@ class SyntheticSpeech:
     first: int = 0
     """Number of the first one; the corpus has no end."""
     split: str = "train"
-    corpus: SyntheticConfig | MandarinConfig = field(default_factory=SyntheticConfig)
+    corpus: SpanishConfig | MandarinConfig | SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
         refuse_test(self.split, "the synthetic corpus")
@@ -104,13 +104,13 @@ class TableSpeech:
 class SyntheticText:
     """Sentences of the synthetic corpus, unspoken; of train, also sentences with the names of further seeds.
 
-    A model that sees the same 12,400 names again and again learns them by heart and finds new ones unlikely; what it
+    A model that sees the same names again and again learns them by heart and finds new ones unlikely; what it
     should learn is how names are made.
     """
 
     num_sentences: int
     split: str = "train"
-    corpus: SyntheticConfig = field(default_factory=SyntheticConfig)
+    corpus: SpanishConfig | SyntheticConfig = field(default_factory=SyntheticConfig)
     num_seeds: int = 1
     """Corpora that the sentences come from in equal shares, their seeds counted up from the corpus's own. Sentences
     with a name of its dev or test are left out."""
@@ -123,7 +123,7 @@ class SyntheticText:
     def sentences(self) -> Iterator[str]:
         """Gives one sentence after the other."""
         seed = self.corpus.seed
-        held_out = {w for split in ("dev", "test") if split != self.split for w in lexicon(seed, split).words}
+        held_out = {w for split in ("dev", "test") if split != self.split for w in self.corpus.rare_words(split)}
         for number in range(self.num_seeds):
             corpus = dataclasses.replace(self.corpus, seed=seed + number)
             texts = (corpus.sentence(self.split, index).text for index in itertools.count())

@@ -1,4 +1,4 @@
-"""Tokenizers as ordinary Hugging Face objects: characters for CTC, byte-pair pieces for the LM."""
+"""Tokenizers as ordinary Hugging Face objects: characters for CTC, byte-pair pieces or characters for LMs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -41,7 +41,6 @@ def train_bpe(sentences: Iterable[str], vocabulary_size: int) -> Any:
         conditioned on <s>, and a scorer that follows the tokenizer's own convention does the right thing.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -53,6 +52,32 @@ def train_bpe(sentences: Iterable[str], vocabulary_size: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(sentences, trainer)
+    return _of_lm(tokenizer)
+
+
+def character_lm_tokenizer(characters: str) -> Any:
+    """Makes an LM's tokenizer of the labels that `character_tokenizer` gives a recogniser, spelled alike.
+
+    A text begins with its first letter: no space stands before it, as none does in what a recogniser writes.
+
+    Args:
+        characters: The letters that may be written, without the space.
+
+    Returns:
+        A fast tokenizer that puts <s>, and no </s>, in front of a text, as that of `train_bpe` does.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    ids = {token: index for index, token in enumerate([PAD, BOS, EOS, UNKNOWN, SPACE, *characters])}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    return _of_lm(tokenizer)
+
+
+def _of_lm(tokenizer: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

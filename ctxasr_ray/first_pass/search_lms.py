@@ -1,0 +1,113 @@
+"""Language models as CTC searches hear them: a loaded model, its tokenizer and a trigger -> the fusion of a search."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
+from ctxasr_ray.models.text_tokens import TextTokens
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.stage import Costs, TreeScorerHost
+
+if TYPE_CHECKING:
+    from ctxasr_ray.models.ctc_vocabulary import Vocabulary
+    from ctxasr_ray.search.ctc_state import Floats
+    from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
+    from ctxasr_ray.search.lm_texts import FusedLm, Spelling
+    from ctxasr_ray.search.lm_units import Units
+    from ctxasr_ray.search.shallow_fusion import LabelShallowFusion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstPassLm:
+    """A small language model beside the main one, by shallow fusion at word boundaries (the paper's NLM)."""
+
+    lm: CausalLmConfig
+    """Loaded beside the recogniser; its source needs a name of its own."""
+    lm_weight: float = 0.3
+    """Of its log-prob, end of sequence included (the paper's mu)."""
+    length_bonus: float = 0.0
+    """Nats per word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchLm:
+    """A loaded language model and how a search hears it."""
+
+    config: CausalLmConfig
+    host: TreeScorerHost
+    tokens: TextTokens
+    """Its tokenizer and what stands before every text."""
+    units: "Units"
+    spelling: "Spelling"
+    trigger: "Trigger | None"
+    """None scores every candidate by label, before pruning."""
+    lm_weight: float
+    length_bonus: float
+    label_prior: "Floats | None" = None
+    prior_weight: float = 0.0
+
+    def fusion(self, costs: Costs) -> "LmFusion | LabelShallowFusion":
+        """The fusion of some searches, whose work is counted in `costs`."""
+        from ctxasr_ray.search.lm_fusion import LmFusion
+        from ctxasr_ray.search.lm_units import LabelUnits
+        from ctxasr_ray.search.shallow_fusion import LabelShallowFusion
+
+        lm = self._asked(costs)
+        if self.trigger is None:
+            assert isinstance(self.units, LabelUnits)
+            return LabelShallowFusion(lm=lm, units=self.units, lm_weight=self.lm_weight, length_bonus=self.length_bonus)
+        return LmFusion(
+            lm=lm,
+            units=self.units,
+            trigger=self.trigger,
+            lm_weight=self.lm_weight,
+            length_bonus=self.length_bonus,
+            label_prior=self.label_prior,
+            prior_weight=self.prior_weight,
+        )
+
+    def _asked(self, costs: Costs) -> "FusedLm":
+        from ctxasr_ray.search.lm_texts import FusedLm
+
+        return FusedLm(
+            scorer=self.host.sessions(costs),
+            spelling=self.spelling,
+            prefix=self.tokens.prefix,
+            eos_token_id=self.host.eos_token_id,
+            max_positions=self.host.max_positions,
+            source=self.config.source,
+            costs=costs,
+        )
+
+
+def words_of(vocabulary: "Vocabulary", segmentation: str, lm: CausalLmConfig) -> "tuple[TextTokens, Units, Spelling]":
+    """An LM's tokenizer, the recogniser's words, and how the one writes the other."""
+    from ctxasr_ray.models.word_boundaries import WordBoundaries
+    from ctxasr_ray.models.word_tokens import WordTokens
+    from ctxasr_ray.search.lm_units import WordUnits
+
+    tokens = text_tokens(lm)
+    units = WordUnits(WordBoundaries.of_ctc(vocabulary, segmentation))
+    return tokens, units, WordTokens(tokens, segmentation=segmentation)
+
+
+def labels_of(vocabulary: "Vocabulary", lm: CausalLmConfig) -> "tuple[TextTokens, Units, Spelling]":
+    """An LM's tokenizer and the recogniser's labels, each of which is one of its tokens.
+
+    Raises:
+        ValueError: a label that the LM's vocabulary lacks, or a text form that would write the labels anew.
+    """
+    from ctxasr_ray.search.lm_units import LabelUnits, label_tokens
+
+    if lm.text_form != "raw":
+        raise ValueError(f"lm.text_form is '{lm.text_form}'; an LM that shares the labels reads them as raw.")
+    tokens = text_tokens(lm)
+    unwritten = (vocabulary.blank_id, *vocabulary.suppressed)
+    units = LabelUnits(label_tokens(vocabulary.pieces, unwritten, tokens.tokenizer))
+    return tokens, units, units
+
+
+def text_tokens(lm: CausalLmConfig) -> TextTokens:
+    """The LM's tokenizer, which is needed here wherever the model is."""
+    tokenizer = load_tokenizer(resolve(lm.model, lm.revision))
+    return TextTokens(tokenizer, text_form=lm.text_form, prompt=lm.prompt, start_from_eos=lm.start_from_eos)
