@@ -59,7 +59,7 @@ def characters() -> tf.PreTrainedTokenizerFast:
     return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
 
 
-def llama(vocabulary: int, **options: object) -> tf.LlamaForCausalLM:
+def llama(vocabulary: int, max_position_embeddings: int = 128, **options: object) -> tf.LlamaForCausalLM:
     torch.manual_seed(0)
     config = tf.LlamaConfig(
         vocab_size=vocabulary,
@@ -67,7 +67,7 @@ def llama(vocabulary: int, **options: object) -> tf.LlamaForCausalLM:
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=max_position_embeddings,
         **options,
     )
     return widen(tf.LlamaForCausalLM(config).eval())

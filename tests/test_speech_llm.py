@@ -22,7 +22,9 @@ from ctxasr_ray.models.causal_lm import ScoreRequest
 from ctxasr_ray.models.prefix_decoding import Writer
 from ctxasr_ray.models.speech_adapter import AdapterConfig, stack_frames
 from ctxasr_ray.models.speech_prompt import Prompt
+from ctxasr_ray.nbest import Hypothesis, NBest, hypotheses_table
 from ctxasr_ray.schema import conform
+from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
 from ctxasr_ray.stage import Costs
 from ctxasr_ray.training.trainable import Lora, train_parts
@@ -167,6 +169,29 @@ def test_keywords_and_history_change_what_is_heard(directory: Path, tmp_path: Pa
             conform(pa.Table.from_pylist([{"utterance_id": "a", "phrases": ["x"]}]), "context"),
             costs=Costs(),
         )
+
+
+def test_the_control_hears_the_next_utterance(directory: Path, tmp_path: Path) -> None:
+    rows = []
+    for number in range(3):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, noise(number, 0.5), 16000)
+        rows.append(
+            {"utterance_id": str(number), "corpus": "made", "split": "dev", "audio_uri": str(path), "start_s": 0}
+        )
+    utterances = conform(pa.Table.from_pylist(rows), "utterances")
+    lists = hypotheses_table(
+        [NBest(utterance_id=str(number), hypotheses=[Hypothesis(text="a time of you")]) for number in range(3)]
+    )
+    own, control = (SpeechLlmScorerConfig(model=str(directory), hears=sound).build() for sound in ("own", "next"))
+    said, misheard = (
+        [row["sources"][0]["log_probs"][0] for row in stage(utterances, lists, costs=Costs()).to_pylist()]
+        for stage in (own, control)
+    )
+    assert misheard == pytest.approx([said[1], said[2], said[0]], abs=1e-4)
+    assert len({round(score, 4) for score in said}) == 3
+    with pytest.raises(ValueError, match="a shard of one utterance has no other sound"):
+        control(utterances.slice(0, 1), lists.slice(0, 1), costs=Costs())
 
 
 def test_audio_shorter_than_a_frame_keeps_its_row_and_its_reason(directory: Path, tmp_path: Path) -> None:

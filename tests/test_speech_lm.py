@@ -35,10 +35,11 @@ UNITS = (3, 0, 6, 3, 5, 1)
 TEXTS = ("once upon a time", "once upon a town", "", "a girl", "<unit_3> </speech>")
 
 
-def saved_speech_lm(directory: Path, num_units: int = 7) -> tuple[str, Any, Any]:
+def saved_speech_lm(directory: Path, num_units: int = 7, **options: Any) -> tuple[str, Any, Any]:
     """(directory, model, tokenizer) of a random LM that knows units."""
     tokenizer = bpe(bos="<s>")
-    model = llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    model = llama(len(tokenizer), **ends, **options)
     extend_vocabulary(model, tokenizer, num_units, seed=1)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

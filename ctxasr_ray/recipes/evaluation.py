@@ -14,6 +14,7 @@ from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
+from ctxasr_ray.recipes.hearing import training_lists
 from ctxasr_ray.recipes.showcase import showcase
 from ctxasr_ray.recipes.studies import mandarin, study_list_sizes, study_noise, study_shortlists
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -117,6 +118,7 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "pocketsphinx_keywords": pocketsphinx_keywords,
     "pocketsphinx_rescored": pocketsphinx_rescored,
     "imported": imported,
+    "training_lists": training_lists,
     "mandarin": mandarin,
     "study_list_sizes": study_list_sizes,
     "study_shortlists": study_shortlists,

@@ -13,11 +13,13 @@ from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.models.speech_adapter import AdapterConfig
 from ctxasr_ray.recipes.languages import train_ctc_mandarin, train_ctc_spanish, train_lm_spanish
 from ctxasr_ray.training.augment import LIGHT_MASKS
+from ctxasr_ray.training.committed_lists import CommittedLists
 from ctxasr_ray.training.config import Optimiser, TrainingConfig
 from ctxasr_ray.training.copy import CopyTask
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
+from ctxasr_ray.training.mwer import MwerTask
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
 from ctxasr_ray.training.speech_llm import SpeechLlmTask
 from ctxasr_ray.training.speech_text import Mix, SpeechTextTask
@@ -163,6 +165,26 @@ def train_speech_lm_control() -> TrainingConfig:
     return replace(heard, name="speech_lm_control", task=replace(heard.task, speech=False))
 
 
+def train_speech_lm_mwer() -> TrainingConfig:
+    """Trains low-rank updates of `train_speech_lm` for fewest word errors, on the lists of `training_lists`."""
+    lists = CommittedLists(root="runs/train/lists", hypotheses="attention-")
+    return TrainingConfig(
+        name="speech_lm_mwer",
+        seed=19,
+        task=MwerTask(
+            train=lists,
+            dev=replace(lists, split="dev"),
+            initial="runs/train/speech_lm/model",
+            lora=Lora(rank=8, alpha=16.0),
+        ),
+        num_steps=200,
+        batch_size=4096,
+        optimiser=Optimiser(learning_rate=5e-4, warm_up_steps=20, weight_decay=0.0),
+        precision="bfloat16",
+        evaluate_every=50,
+    )
+
+
 def train_speech_llm_adapter() -> TrainingConfig:
     """Trains the adapter of the tiny LLM recogniser to spell by CTC in the shipped LM's own embeddings."""
     return TrainingConfig(
@@ -234,6 +256,7 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "attention": train_attention,
     "speech_lm": train_speech_lm,
     "speech_lm_control": train_speech_lm_control,
+    "speech_lm_mwer": train_speech_lm_mwer,
     "speech_llm_adapter": train_speech_llm_adapter,
     "speech_llm": train_speech_llm,
     "copy_head": train_copy_head,

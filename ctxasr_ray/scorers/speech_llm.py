@@ -5,8 +5,9 @@ The sound becomes a prefix of embeddings once per utterance; all hypotheses are 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray.models.hearing_options import HearingOptions
@@ -30,6 +31,9 @@ class SpeechLlmScorerConfig(HearingOptions):
 
     source: str = "speech_llm"
     """Name of the scores; must differ from the sources of the first pass that is scored."""
+    hears: Literal["own", "next"] = "own"
+    """next: every hypothesis is scored behind the sound of the shard's next utterance, the last one behind the first's.
+    A control: what is gained then, the model gains as a language model that knows its domain, not by hearing."""
     resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
@@ -57,10 +61,13 @@ class SpeechLlmScorer:
 
         Raises:
             OSError: a fault of the disk or network while reading audio.
+            ValueError: the next utterance is to be heard, and the shard has only one.
         """
         from ctxasr_ray.models.causal_lm import ScoreRequest
 
         utterances, hypotheses = tables
+        if self._config.hears == "next":
+            utterances = _moved_on(utterances)
         flat = flatten(hypotheses)
         bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
         rows, errors = [], []
@@ -89,3 +96,13 @@ class SpeechLlmScorer:
         return SourceScores(
             source=self._config.source, log_probs=nothing, eos_log_probs=nothing, reasons=[reason] * num
         )
+
+
+def _moved_on(utterances: pa.Table) -> pa.Table:
+    """In each row what the next one has."""
+    if utterances.num_rows < 2:
+        raise ValueError(
+            "speech_llm with hears='next': a shard of one utterance has no other sound; give more seconds of audio per "
+            "shard (--shard-audio-s)."
+        )
+    return utterances.take(np.roll(np.arange(utterances.num_rows), -1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from ctxasr_ray.models.checkpoint import check_vocabulary, fingerprint, load_tokenizer, resolve
+from ctxasr_ray.models.checkpoint import ADAPTER, check_vocabulary, fingerprint, load_tokenizer, resolve
 from ctxasr_ray.models.text_tokens import TEXT_FORMS_VERSION, TextTokens
 from ctxasr_ray.nbest import SourceScores, flatten, scores_table
 from ctxasr_ray.scorers.causal_lm import source_scores
@@ -43,6 +43,8 @@ class SpeechLmConfig:
     """Hugging Face directory or hub id of an extended causal LM; see `models.speech_lm`."""
     revision: str | None = field(default=None, metadata={"identity": False})
     """Branch, tag or commit of a hub id."""
+    adapter: str | None = field(default=None, metadata={"identity": False})
+    """PEFT adapter on top, such as `ctxasr train speech_lm_mwer` writes: directory or hub id."""
     order: Literal["speech_first", "text_first"] = "speech_first"
     """speech_first: log P(text | units), one source; log P(units) is equal for all hypotheses and left out.
     text_first: log P(text) and log P(units | text) as two sources, "<source>_text" and "<source>_units"."""
@@ -59,8 +61,12 @@ class SpeechLmConfig:
     resources: Resources = field(default_factory=Resources)
 
     def fingerprint(self) -> Mapping[str, str]:
-        """Digests of the model and its tokenizer, and the version of the text forms."""
-        return {**fingerprint(self.model, self.revision), "text_forms": TEXT_FORMS_VERSION}
+        """Digests of the model, its tokenizer and the adapter, and the version of the text forms."""
+        digests = {**fingerprint(self.model, self.revision), "text_forms": TEXT_FORMS_VERSION}
+        if self.adapter is not None:
+            adapter = fingerprint(self.adapter, stem=ADAPTER)
+            digests |= {f"adapter_{part}": digest for part, digest in adapter.items()}
+        return digests
 
     def build(self) -> "SpeechLmScorer":
         """Loads model and tokenizer and checks that they know units and that the tree is exact."""
@@ -73,6 +79,7 @@ class SpeechLmConfig:
         tokens = TextTokens(tokenizer, text_form=self.text_form)
         lm = load_causal_lm(
             checkpoint,
+            adapter=None if self.adapter is None else resolve(self.adapter, stem=ADAPTER),
             dtype=self.dtype,
             device=self.device,
             eos_token_id=tokens.eos_token_id,

@@ -13,6 +13,7 @@ from ctxasr_ray.training.copy import CopyTask
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.language import LanguageModelTask
+from ctxasr_ray.training.mwer import MwerTask
 from ctxasr_ray.training.speech_llm import SpeechLlmTask
 from ctxasr_ray.training.speech_text import SpeechTextTask
 
@@ -78,7 +79,7 @@ class TrainingConfig:
 
     name: str
     """Of the recipe; stands in messages and in training.json."""
-    task: CtcTask | LanguageModelTask | JointTask | SpeechTextTask | SpeechLlmTask | CopyTask
+    task: CtcTask | LanguageModelTask | JointTask | SpeechTextTask | MwerTask | SpeechLlmTask | CopyTask
     """What is learnt, from what."""
     num_steps: int
     """Optimiser steps; the data is repeated as often as they need."""

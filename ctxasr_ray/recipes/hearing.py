@@ -1,0 +1,46 @@
+"""Models that hear as rescorers: their rows over one N-best list, and the lists that they are trained on."""
+
+from pathlib import Path
+from typing import Final
+
+from ctxasr_ray.corpora.synthetic import SyntheticConfig
+from ctxasr_ray.experiment import Experiment, Rescoring, asset
+from ctxasr_ray.first_pass.attention import AttentionConfig
+from ctxasr_ray.models.speech_lm import QUANTISER
+from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
+from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
+
+SPEECH_LM: Final = "runs/train/speech_lm/model"
+"""What `ctxasr train speech_lm` writes."""
+
+
+def speech_lm_rescorings(model: str, *, adapter: str | None = None, name: str = "speech_lm") -> dict[str, Rescoring]:
+    """A speech-text LM as rescorer of one list: text alone, speech first, text first.
+
+    Args:
+        model: Its directory, the quantiser beside it.
+        adapter: Updates on top, as `ctxasr train speech_lm_mwer` writes them.
+        name: Of the systems, before the slash.
+    """
+    units = SpeechUnitsConfig(encoder=asset("ctc"), quantiser=str(Path(model) / QUANTISER))
+    source = name.replace("/", "_")
+    alone = CausalLmConfig(model=model, adapter=adapter, source=f"{source}_alone")
+    first = SpeechLmConfig(model=model, adapter=adapter, source=source)
+    last = SpeechLmConfig(model=model, adapter=adapter, source=f"{source}_last", order="text_first")
+    return {
+        f"{name}/text_only": Rescoring(scorers=(alone,)),
+        f"{name}/speech_first": Rescoring(scorers=(first,), units=units),
+        f"{name}/text_first": Rescoring(scorers=(last,), units=units),
+    }
+
+
+def training_lists() -> Experiment:
+    """Lists of speech that no shipped model has heard, for `ctxasr train speech_lm_mwer`: --root runs/train/lists."""
+    rows = speech_lm_rescorings(SPEECH_LM)
+    return Experiment(
+        first_pass=AttentionConfig(model=asset("attention"), beam_size=8, num_hypotheses=8, max_tokens=96),
+        rescorings={"speech_lm/speech_first": rows["speech_lm/speech_first"]},
+        synthetic=SyntheticConfig(seed=9, num_train=400, num_dev=100, num_test=0),
+        shard_audio_s=200.0,
+    )
