@@ -1,5 +1,8 @@
 """The training of the LLM recogniser on the shipped encoder and LM: stages, what moves, kills, what is refused."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,20 +58,19 @@ def test_each_stage_starts_from_the_last_and_the_model_hears(folder: Path) -> No
     assert torch.isfinite(prefix).all()
 
 
-def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = loop._step
-
-    def killed(*args: object) -> float:
-        if args[3] == 2:
-            raise KeyboardInterrupt
-        return step(*args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            loop.run(_second(folder), tmp_path / "whole")
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(folder: Path, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\nfrom test_train_speech_llm import _second\nfrom ctxasr_ray.training import loop\n"
+        f"loop.run(_second(Path({str(folder)!r})), {str(tmp_path / 'whole')!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "whole" / "checkpoint.safetensors").exists():
+        assert process.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() != 0, "it finished before it was killed"
+    assert not (tmp_path / "whole" / "training.json").exists()
     loop.run(_second(folder), tmp_path / "whole")
     for name in ("model.safetensors", "lora/adapter_model.safetensors"):
         expected = load_file(folder / "whole" / "model" / name)
