@@ -2,8 +2,9 @@
 
 Shape letters: P pairs, N sequences, E edits. Two cost schemes, and what breaks a tie between alignments of equal cost:
 
-- `unit`: substitution, deletion and insertion cost 1. rapidfuzz aligns (bit-parallel); read from the end it takes a
-  deletion before an insertion before the diagonal, between a common prefix and suffix. The same split as jiwer's.
+- `unit`: substitution, deletion and insertion cost 1. Totals are bit-parallel (`align_bits`); where the split or the
+  edits are asked for, rapidfuzz aligns: read from the end it takes a deletion before an insertion before the
+  diagonal, between a common prefix and suffix. The same split as jiwer's.
 - `nist`: substitution 4, deletion 3, insertion 3, as sclite and the is21 scorer. Read from the end, the diagonal
   comes before a deletion, a deletion before an insertion.
 
@@ -13,7 +14,6 @@ Never compare those across tools without naming the scheme.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -36,17 +36,27 @@ class Encoded:
     """Sequences of units over one vocabulary, ready for rapidfuzz and for numba.
 
     Args:
-        strings: (N,) one code point per unit.
+        codes: (units,) uint32, one code point per unit: the sequences of a whole `encode` call in one line.
+        starts: (N,) int64, where each sequence starts in it.
         lengths: (N,) int64, in units.
     """
 
-    strings: list[str]
+    codes: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> "Encoded":
+    def __getitem__(self, rows: npt.NDArray[np.int64] | slice) -> "Encoded":
         """The sequences at some rows; sequences may repeat."""
-        strings = self.strings
-        return Encoded([strings[row] for row in rows.tolist()], self.lengths[rows])
+        return Encoded(self.codes, self.starts[rows], self.lengths[rows])
+
+    def string(self, row: int) -> str:
+        """One sequence, one character per unit."""
+        start, length = int(self.starts[row]), int(self.lengths[row])
+        return self.codes[start : start + length].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def strings(self) -> list[str]:
+        """All sequences, one character per unit."""
+        return [self.string(row) for row in range(len(self.lengths))]
 
 
 def encode(unit: str, *groups: Sequence[str]) -> tuple[Encoded, ...]:
@@ -62,21 +72,19 @@ def encode(unit: str, *groups: Sequence[str]) -> tuple[Encoded, ...]:
     Raises:
         ValueError: more than 1,048,576 distinct words at once.
     """
-    if unit == "character":
-        return tuple(Encoded(list(g), np.fromiter(map(len, g), np.int64, len(g))) for g in groups)
     texts = [text for group in groups for text in group]
-    codes, lengths = _word_codes(texts)
-    ends = np.cumsum(lengths)
-    line = (codes.view(np.uint32) + np.uint32(0x10000)).view(f"<U{len(codes)}")[0] if len(codes) else ""
-    strings = [line[start:end] for start, end in pairwise([0, *ends.tolist()])]
-    encoded, start = [], 0
-    for group in groups:
-        encoded.append(Encoded(strings[start : start + len(group)], lengths[start : start + len(group)]))
-        start += len(group)
-    return tuple(encoded)
+    if unit == "character":
+        codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    else:
+        numbers, lengths = _word_numbers(texts)
+        codes = numbers.view(np.uint32) + np.uint32(0x10000)
+    every = Encoded(codes, np.cumsum(lengths) - lengths, lengths)
+    ends = np.cumsum([len(group) for group in groups], dtype=np.int64).tolist()
+    return tuple(every[end - len(group) : end] for group, end in zip(groups, ends, strict=True))
 
 
-def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def _word_numbers(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """(words,) vocabulary index of every word of all texts, and (N,) words per text.
 
     Words are never made into Python strings: a compiled loop hashes and compares their bytes.
@@ -91,12 +99,12 @@ def _word_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArra
     if line.count("\n") > len(texts):
         line = "\n".join([*(" ".join(text.split()) for text in texts), ""])
     data = np.frombuffer(line.encode("utf-8", "surrogatepass"), np.uint8)
-    codes, lengths, num_distinct = word_numbers(data, _SEPARATORS, len(texts))
+    numbers, lengths, num_distinct = word_numbers(data, _SEPARATORS, len(texts))
     if num_distinct > _NUM_CODES:
         raise ValueError(
             f"{num_distinct} distinct words in one call, at most {_NUM_CODES} fit; align in smaller parts."
         )
-    return codes, lengths
+    return numbers, lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +137,16 @@ class Counts:
 
 
 def distances(references: Encoded, hypotheses: Encoded) -> npt.NDArray[np.int32]:
-    """(P,) edit distances under `unit` costs, in one call for all pairs.
+    """(P,) edit distances under `unit` costs, fastest where pairs of one reference stand together.
 
     Args:
         references: P sequences, parallel to `hypotheses` and of the same `encode` call.
         hypotheses: P sequences.
     """
-    from rapidfuzz import process
-    from rapidfuzz.distance import Levenshtein
+    from ctxasr_ray.align_bits import unit_distances  # numba compiles it; nobody else waits for that
 
-    return np.asarray(
-        process.cpdist(references.strings, hypotheses.strings, scorer=Levenshtein.distance, dtype=np.int32), np.int32
+    return unit_distances(
+        references.codes, references.starts, references.lengths, hypotheses.starts, hypotheses.lengths
     )
 
 
@@ -162,7 +169,7 @@ def count(references: Encoded, hypotheses: Encoded, alignment: str = "unit") -> 
         insertions = (errors - substitutions + surplus) // 2
     else:
         found = edits(references, hypotheses, alignment)
-        num_pairs = len(references.strings)
+        num_pairs = len(references.lengths)
         substitutions = np.bincount(found.pair[found.op == SUBSTITUTION], minlength=num_pairs).astype(np.int64)
         insertions = np.bincount(found.pair[found.op == INSERTION], minlength=num_pairs)
     deletions = insertions - surplus
@@ -180,7 +187,7 @@ def _unit_substitutions(
 
     substitutions: npt.NDArray[np.int64] = errors - np.abs(surplus)
     for pair in np.flatnonzero(substitutions >= 2).tolist():
-        operations = Levenshtein.editops(references.strings[pair], hypotheses.strings[pair]).as_list()
+        operations = Levenshtein.editops(references.string(pair), hypotheses.string(pair)).as_list()
         substitutions[pair] = len([tag for tag, _, _ in operations if tag == "replace"])
     return substitutions
 
@@ -233,7 +240,7 @@ def _unit_edits(references: Encoded, hypotheses: Encoded) -> Edits:
     pairs: list[int] = []
     operations: list[tuple[str, int, int]] = []
     for pair in np.flatnonzero(distances(references, hypotheses)).tolist():
-        found = Levenshtein.editops(references.strings[pair], hypotheses.strings[pair])
+        found = Levenshtein.editops(references.string(pair), hypotheses.string(pair))
         pairs.extend([pair] * len(found))
         operations.extend((edit.tag, edit.src_pos, edit.dest_pos) for edit in found)
     tags, reference_indices, hypothesis_indices = zip(*operations, strict=True) if operations else ((), (), ())
@@ -248,10 +255,7 @@ def _unit_edits(references: Encoded, hypotheses: Encoded) -> Edits:
 def _nist_edits(references: Encoded, hypotheses: Encoded) -> Edits:
     from ctxasr_ray.align_nist import walk  # numba compiles it; nobody else waits for that
 
-    def flat(encoded: Encoded) -> npt.NDArray[np.uint32]:
-        return np.frombuffer("".join(encoded.strings).encode("utf-32-le", "surrogatepass"), np.uint32)
-
-    return Edits(*walk(flat(references), references.lengths, flat(hypotheses), hypotheses.lengths))
+    return Edits(*walk(references.codes, references.starts, references.lengths, hypotheses.starts, hypotheses.lengths))
 
 
 class Edit(NamedTuple):
@@ -274,11 +278,10 @@ def align(reference: Sequence[str], hypothesis: Sequence[str], alignment: str = 
         ValueError: an unknown alignment.
     """
     vocabulary: dict[str, int] = {}
-    sides = []
-    for side in (reference, hypothesis):
-        codes = [vocabulary.setdefault(unit, len(vocabulary)) for unit in side]
-        sides.append(Encoded(["".join(chr(0x10000 + code) for code in codes)], np.array([len(side)], np.int64)))
-    found = edits(sides[0], sides[1], alignment)
+    codes = np.array([vocabulary.setdefault(u, len(vocabulary)) for u in (*reference, *hypothesis)], np.uint32)
+    lengths = np.array([len(reference), len(hypothesis)], np.int64)
+    both = Encoded(codes + np.uint32(0x10000), np.array([0, len(reference)], np.int64), lengths)
+    found = edits(both[:1], both[1:], alignment)
     steps: list[Edit] = []
     i = j = 0
     for op, row, column in zip(found.op, found.reference_index.tolist(), found.hypothesis_index.tolist(), strict=True):

@@ -32,18 +32,16 @@ def _fill(reference: Any, hypothesis: Any, came_by: Any) -> None:
 _filled: Final = numba.njit(cache=True)(_fill)
 
 
-def _walk(references: Any, reference_lengths: Any, hypotheses: Any, hypothesis_lengths: Any) -> Any:
-    capacity = len(references) + len(hypotheses)
+def _walk(codes: Any, reference_starts: Any, reference_lengths: Any, starts: Any, lengths: Any) -> Any:
+    capacity = np.sum(reference_lengths) + np.sum(lengths)
     pairs, ops = np.empty(capacity, np.int64), np.empty(capacity, np.int8)
     rows, columns = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
-    came_by = np.empty(np.max((reference_lengths + 1) * (hypothesis_lengths + 1)), np.int8)
-    num_edits, reference_end, hypothesis_end = 0, 0, 0
-    for pair in range(len(reference_lengths)):
-        i, j = reference_lengths[pair], hypothesis_lengths[pair]
-        width = j + 1
-        reference_start, hypothesis_start = reference_end, hypothesis_end
-        reference_end, hypothesis_end = reference_end + i, hypothesis_end + j
-        _filled(references[reference_start:reference_end], hypotheses[hypothesis_start:hypothesis_end], came_by)
+    came_by = np.empty(np.max((reference_lengths + 1) * (lengths + 1)), np.int8)
+    num_edits = 0
+    for pair in range(len(lengths)):
+        i, j = reference_lengths[pair], lengths[pair]
+        width, reference_start, start = j + 1, reference_starts[pair], starts[pair]
+        _filled(codes[reference_start : reference_start + i], codes[start : start + j], came_by)
         first = num_edits
         while i > 0 or j > 0:
             op = came_by[i * width + j]
@@ -64,26 +62,28 @@ _compiled_walk: Final = numba.njit(cache=True)(_walk)
 
 
 def walk(
-    references: npt.NDArray[np.uint32],
+    codes: npt.NDArray[np.uint32],
+    reference_starts: npt.NDArray[np.int64],
     reference_lengths: npt.NDArray[np.int64],
-    hypotheses: npt.NDArray[np.uint32],
-    hypothesis_lengths: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Aligns P pairs, one table of (n + 1)(m + 1) bytes at a time.
 
     Args:
-        references: Codes of all references in one line.
+        codes: The units of all sequences in one line.
+        reference_starts: (P,) where the reference of each pair starts in it.
         reference_lengths: (P,) units of each.
-        hypotheses: Codes of all hypotheses in one line.
-        hypothesis_lengths: (P,) units of each.
+        starts: (P,) the same for the hypotheses.
+        lengths: (P,)
 
     Returns:
         pair, op, reference_index and hypothesis_index as in `align.Edits`.
     """
-    if not len(reference_lengths):
+    if not len(lengths):
         none = np.zeros(0, np.int64)
         return none, none.astype(np.int8), none, none
     pair, op, reference_index, hypothesis_index = _compiled_walk(
-        references, reference_lengths, hypotheses, hypothesis_lengths
+        codes, reference_starts, reference_lengths, starts, lengths
     )
     return pair, op, reference_index, hypothesis_index

@@ -24,13 +24,11 @@ def _grown(keys: Any, bits: int) -> Any:
 _compiled_grown: Final = numba.njit(cache=True)(_grown)
 
 
-def _numbers(data: Any, separates: Any, num_texts: int) -> Any:
-    codes, lengths = np.empty(len(data) // 2, np.int32), np.zeros(num_texts, np.int64)
-    bits = _FIRST_BITS
-    keys, starts, sizes = np.empty(1 << bits, np.uint64), np.empty(1 << bits, np.int64), np.empty(1 << bits, np.int64)
-    table = _compiled_grown(keys[:0], bits)  # open addressing, at most half full
-    num_distinct, num_words, words_before, at_text, at = 0, 0, 0, 0, 0
-    while at < len(data):
+def _read(data: Any, separates: Any, table: Any, bits: Any, words: Any, codes: Any, lengths: Any, done: Any) -> Any:
+    """Goes on where `done` says, until the table is half full; arrays bound anew in here would cost three times."""
+    keys, starts, sizes = words
+    at, at_text, words_before, num_words, num_distinct = done
+    while at < len(data) and 2 * num_distinct < len(table):
         byte = data[at]
         if byte <= 32 and separates[byte]:
             if byte == 10:
@@ -44,12 +42,6 @@ def _numbers(data: Any, separates: Any, num_texts: int) -> Any:
             at += 1
             byte = data[at]
         size = at - start
-        if 2 * num_distinct == len(table):
-            bits += 1
-            table = _compiled_grown(keys[:num_distinct], bits)
-        if num_distinct == len(keys):
-            keys = np.concatenate((keys, np.empty_like(keys)))
-            starts, sizes = np.concatenate((starts, starts)), np.concatenate((sizes, sizes))
         slot = np.int64((key * _GOLDEN) >> np.uint64(64 - bits))
         while True:
             number = table[slot]
@@ -67,10 +59,10 @@ def _numbers(data: Any, separates: Any, num_texts: int) -> Any:
             slot = (slot + 1) & (len(table) - 1)
         codes[num_words] = number
         num_words += 1
-    return codes[:num_words].copy(), lengths, num_distinct
+    return at, at_text, words_before, num_words, num_distinct
 
 
-_compiled_numbers: Final = numba.njit(cache=True, nogil=True)(_numbers)
+_compiled_read: Final = numba.njit(cache=True, nogil=True)(_read)
 
 
 def word_numbers(
@@ -86,5 +78,14 @@ def word_numbers(
     Returns:
         (words,) the number of every word, (num_texts,) words of each text, and how many words differ.
     """
-    codes, lengths, num_distinct = _compiled_numbers(data, separates, num_texts)
-    return codes, lengths, int(num_distinct)
+    codes, lengths = np.empty(len(data) // 2, np.int32), np.zeros(num_texts, np.int64)
+    words: tuple[npt.NDArray[Any], ...] = (np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    bits, done = _FIRST_BITS, (0, 0, 0, 0, 0)
+    while True:
+        more = (1 << bits - 1) - len(words[0])  # open addressing, at most half full
+        words = tuple(np.concatenate((column, np.empty(more, column.dtype))) for column in words)
+        table = _compiled_grown(words[0][: done[4]], bits)
+        done = _compiled_read(data, separates, table, bits, words, codes, lengths, done)
+        if done[0] == len(data):
+            return codes[: done[3]].copy(), lengths, done[4]
+        bits += 1

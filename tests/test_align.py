@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
 
 from ctxasr_ray import align
 
@@ -98,6 +99,18 @@ def test_unit_totals_equal_the_textbook_recursion(pairs: list[tuple[list[str], l
         assert counts.errors[p] == brute_force(reference, hypothesis, (1, 1, 1), diagonal_first)[0]
 
 
+def test_distances_of_lists_and_of_texts_longer_than_a_machine_word_equal_rapidfuzz() -> None:
+    rng = random.Random(5)
+    lengths = [0, 1, 63, 64, 65, 127, 128, 129, *(rng.randint(0, 300) for _ in range(40))]
+    references = ["".join(rng.choices("abc", k=length)) for length in lengths]
+    hypotheses = ["".join(rng.choices("abcd", k=length)) for length in rng.sample(lengths, len(lengths))]
+    hypotheses += ["".join(c for c in text if rng.random() < 0.9) for text in references]
+    said, heard = align.encode("character", references, hypotheses)
+    rows, columns = (index.ravel() for index in np.indices((len(references), len(hypotheses))))
+    expected = [Levenshtein.distance(r, h) for r in references for h in hypotheses]
+    assert align.distances(said[rows], heard[columns]).tolist() == expected
+
+
 @pytest.mark.parametrize("alignment", align.ALIGNMENTS)
 @given(reference=WORDS, hypothesis=WORDS)
 @settings(max_examples=200, deadline=None)
@@ -166,9 +179,11 @@ def test_words_are_cut_as_python_cuts_them(texts: list[str]) -> None:
     (encoded,) = align.encode("word", texts)
     assert encoded.lengths.tolist() == [len(t.split()) for t in texts]
     words = {
-        unit: word for t, s in zip(texts, encoded.strings, strict=True) for unit, word in zip(s, t.split(), strict=True)
+        unit: word
+        for t, s in zip(texts, encoded.strings(), strict=True)
+        for unit, word in zip(s, t.split(), strict=True)
     }
-    assert ["".join(words[u] + "\n" for u in s) for s in encoded.strings] == [
+    assert ["".join(words[u] + "\n" for u in s) for s in encoded.strings()] == [
         "".join(w + "\n" for w in t.split()) for t in texts
     ]
     assert len(set(words.values())) == len(words)
@@ -194,6 +209,6 @@ def test_words_with_the_same_hash_stay_different_and_a_large_vocabulary_grows() 
     halves = ["abcdefgh", "ijklmnop", "qrstuvwx"]  # a word of 16 bytes and the same one with its halves swapped collide
     words = [a + b for a in halves for b in halves] + [f"w{i}" for i in range(20_000)] + ["\0a", "a", "\0\0a"]
     (encoded,) = align.encode("word", [" ".join(words), " ".join(reversed(words))])
-    first, second = encoded.strings
+    first, second = encoded.strings()
     assert len(set(first)) == len(words)
     assert first == second[::-1]

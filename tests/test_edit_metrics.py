@@ -106,15 +106,15 @@ def test_the_compositional_oracle_equals_the_best_of_all_paths(reference: str, t
     config = CompositionalOracleConfig(normaliser="none")
     found = sdi(run(config, lists([texts]), utterances([reference])))
     references, heard = align.encode("word", [reference], texts)
-    choices = [[*words, *([""] if may_be_empty else [])] for words, may_be_empty in slots(heard.strings)]
+    choices = [[*words, *([""] if may_be_empty else [])] for words, may_be_empty in slots(heard.strings())]
     paths = ["".join(path) for path in itertools.product(*choices)]
-    assert sum(found) == min(Levenshtein.distance(references.strings[0], path) for path in paths)
+    assert sum(found) == min(Levenshtein.distance(references.string(0), path) for path in paths)
     _, deletions, insertions = found
-    num_words = len(references.strings[0]) - deletions + insertions
+    num_words = len(references.string(0)) - deletions + insertions
     assert any(
-        len(path) == num_words and Levenshtein.distance(references.strings[0], path) == sum(found) for path in paths
+        len(path) == num_words and Levenshtein.distance(references.string(0), path) == sum(found) for path in paths
     )
-    assert set(heard.strings) <= set(paths)
+    assert set(heard.strings()) <= set(paths)
 
 
 @given(rows=st.lists(st.tuples(WORDS, st.lists(WORDS, max_size=5)), min_size=1, max_size=4))

@@ -14,6 +14,7 @@ GROUND = (
     "nbest",
     "align",
     "align_nist",
+    "align_bits",
     "align_words",
     "text",
     "archive",

@@ -107,7 +107,7 @@ class CompositionalOracleConfig:
         references, heard = align.encode("word", *(text.units(s, self.normaliser, "word") for s in sides))
         with costs.timed("align"):
             lines = [
-                slots(heard.strings[start:end]) if ok else []
+                slots(heard[start:end].strings()) if ok else []
                 for start, end, ok in zip(flat.offsets[:-1], flat.offsets[1:], counted, strict=True)
             ]
             counts = _counts(references, lines)
@@ -129,7 +129,7 @@ def _counts(references: align.Encoded, lines: Sequence[Sequence[Slot]]) -> align
 
     every = [slot for line in lines for slot in line]
     found = best_paths(
-        _codes("".join(references.strings)),
+        _codes("".join(references.strings())),
         np.cumsum(references.lengths),
         _codes("".join("".join(sorted(words)) for words, _ in every)),
         np.cumsum([len(words) for words, _ in every], dtype=np.int64),
