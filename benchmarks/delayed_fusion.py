@@ -180,7 +180,7 @@ def speed(decoder: Decoder, calls: dict[str, Costs]) -> list[Figure]:
 
     def figure(name: str, goal: str | None, peer: str, measured: Speedup, ours: str, theirs: str) -> Figure:
         counters: dict[str, int | float | str] = {**measured.counters()}
-        for key in ("llm_calls", "nodes", "tokens_forwarded", "tokens_flat", "kv_bytes", "triggers"):
+        for key in ("llm_calls", "nodes", "tokens_forwarded", "tokens_flat", "peak_kv_bytes", "triggers"):
             counters[f"{key}_ours"] = calls[ours].counters[key]
             counters[f"{key}_peer"] = calls[theirs].counters[key]
         return Figure(name=name, value=measured.median, goal=goal, unit="x", peer=peer, counters=counters)

@@ -117,7 +117,9 @@ def figures_of(name: str, heard: Material, weights: tuple[float, float]) -> list
     calls = costs.counters.get("llm_calls", 0)
     words = {"words_shown": seen.num_shown, "words_withdrawn": seen.num_withdrawn}
     late = {f"p{level}_ms": round(float(np.percentile(delays_ms, level))) for level in (10, 50, 90, 99)}
-    work = {key: costs.counters.get(key, 0) for key in ("llm_calls", "triggers", "nodes", "tokens_flat", "kv_bytes")}
+    work = {
+        key: costs.counters.get(key, 0) for key in ("llm_calls", "triggers", "nodes", "tokens_flat", "peak_kv_bytes")
+    }
     conditions = {"utterances": len(found), "audio_s": round(heard.audio_s, 1), "chunk_ms": CHUNK_MS, "beam": BEAM}
     if SYSTEMS[name] is not None:
         conditions |= {"lm_weight": weights[0], "length_bonus": weights[1]}

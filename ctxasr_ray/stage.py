@@ -80,6 +80,8 @@ class Costs:
 
     counters: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    utterances: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Utterance -> counters of its own, where a stage has any."""
 
     def count(self, name: str, amount: int = 1) -> None:
         """Adds to a counter, for example `llm_calls` or `tokens_scored`."""
@@ -88,6 +90,10 @@ class Costs:
     def peak(self, name: str, amount: int) -> None:
         """Keeps the largest value seen, for example `peak_logits_bytes`."""
         self.counters[name] = max(self.counters.get(name, 0), int(amount))
+
+    def count_utterance(self, utterance_id: str, counters: Mapping[str, int]) -> None:
+        """Keeps what one utterance cost, for example `llm_calls`, `nodes`, `kv_bytes`; the last word counts."""
+        self.utterances[utterance_id] = dict(counters)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -252,6 +258,11 @@ class TreeScorerHost(Protocol):
     @property
     def max_positions(self) -> int | None:
         """Tokens that the model takes, prefix included; None is no limit."""
+        ...
+
+    @property
+    def position_bytes(self) -> int:
+        """Keys and values of one position in a cache; 0 for a model that is asked without one."""
         ...
 
     def sessions(self, costs: Costs) -> TreeScorer:

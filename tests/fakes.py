@@ -186,6 +186,8 @@ class FakeStage:
         if "utterance_id" in tables[0].column_names:
             self.config.behaviour.before(self.config.NAME, tables[0]["utterance_id"].to_pylist())
         costs.count("rows", tables[0].num_rows)
+        for utterance_id in tables[0]["utterance_id"].to_pylist() if self.config.WRITES == "hypotheses" else ():
+            costs.count_utterance(utterance_id, {"letters": len(utterance_id)})
         with costs.timed("work"):
             rows = self.config.rows(*tables)
         return pa.Table.from_pylist(rows, schema=schema.TABLES[self.config.WRITES])

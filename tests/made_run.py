@@ -432,6 +432,8 @@ class _Made:
             wanted = tables[0]["utterance_id"].to_pylist()
             at = {id_: row for row, id_ in enumerate(self.table["utterance_id"].to_pylist())}
             costs.count("rows", len(wanted))
+            for utterance_id in wanted:
+                costs.count_utterance(utterance_id, {"letters": len(utterance_id)})
             return self.table.take([at[id_] for id_ in wanted])
 
 

@@ -270,6 +270,8 @@ def test_receipts_carry_costs_outside_of_identity(tmp_path: Path) -> None:
     assert [row["shard"] for row in rows] == [shard.name for shard in shards]
     for row, shard in zip(rows, shards, strict=True):
         assert row["counters"] == {"rows": shard.num_rows}
+        ids = store.read(steps[1], shard)["utterance_id"].to_pylist()
+        assert row["utterances"] == {"letters": [len(one) for one in ids]}
         assert row["seconds"]["busy"] >= 0.02
         assert row["seconds"]["work"] > 0
         assert (row["rows"], row["failures"], row["attempt"]) == (shard.num_rows, 0, 1)

@@ -7,8 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import transformers as tf
 from test_first_pass_ctc import parakeet, recordings, utterances  # noqa: F401  (fixtures)
 from test_scorer_causal_lm import bpe, saved
+from tiny_causal_lms import widen
+from tokenizers import Tokenizer, models
 
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
@@ -171,6 +174,50 @@ def test_an_utterance_that_the_lm_cannot_serve_keeps_its_list_and_the_reason(
         assert [(h.text, [s.source for s in h.scores]) for h in row.hypotheses] == [
             (h.text, ["ctc"]) for h in other.hypotheses
         ]
+    assert costs.counters["utterances_unfused"] == 3
+    assert LogLinearConfig().build()(hypotheses, costs=Costs()).column("num_unscored").to_pylist() == [1, 1, 1]
+
+
+def few_letters() -> tf.PreTrainedTokenizerFast:
+    """Knows the letter a, has nothing for any other and drops them without a word."""
+    tokenizer = Tokenizer(models.BPE(vocab={"</s>": 0, "<s>": 1, "a": 2}, merges=[]))
+    return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>")
+
+
+@pytest.mark.parametrize("fault", ["no token", "no room", "no tree"])
+def test_an_lm_that_cannot_write_a_text_is_left_out_and_counted_and_one_without_a_tree_serves(
+    config: CtcFusedConfig,
+    recordings: list[Path],  # noqa: F811
+    tmp_path: Path,
+    fault: str,
+) -> None:
+    directory, model = saved(tmp_path, few_letters() if fault == "no token" else bpe())
+    if fault == "no room":  # of 9 tokens, where a word is up to two dozen letters
+        model.config.max_position_embeddings = 9
+        model.config.save_pretrained(directory)
+    if fault == "no tree":
+        widen(tf.BloomForCausalLM(tf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4))).save_pretrained(
+            directory
+        )
+    config = replace(config, lm=CausalLmConfig(model=directory), interval=4)
+    table = utterances(recordings[2:5])
+    hypotheses, costs = run(config, table)
+    rows = read_nbest(hypotheses)
+    said = LogLinearConfig().build()(hypotheses, costs=Costs())
+    if fault == "no tree":
+        assert config.lm.host().position_bytes == 0
+        assert [row.error for row in rows] == [None] * 3
+        scored = config.lm.build()(hypotheses, costs=Costs()).column("sources").to_pylist()
+        found = [[h.scores[1].log_prob for h in row.hypotheses] for row in rows]
+        for one, (source,) in zip(found, scored, strict=True):
+            assert one == pytest.approx(source["log_probs"], abs=1e-4)
+        assert said.column("num_unscored").to_pylist() == [0] * 3
+        return
+    reason = {"no token": "the tokenizer has no token for", "no room": "has no room in the model's 9"}[fault]
+    assert all(reason in (row.error or "") and row.error_type is None for row in rows)
+    plain = read_nbest(config.first_pass.build()(table, costs=Costs()))
+    assert [[h.text for h in row.hypotheses] for row in rows] == [[h.text for h in row.hypotheses] for row in plain]
+    assert said.column("num_unscored").to_pylist() == [1] * 3
     assert costs.counters["utterances_unfused"] == 3
 
 

@@ -240,7 +240,34 @@ def test_a_longer_delay_costs_fewer_calls_and_fewer_nodes() -> None:  # T6
     assert calls["every 32 frames"] <= 0.3 * calls["shallow"]
     for counters in counted.values():
         assert counters["nodes"] < counters["tokens_flat"]
-        assert counters["kv_bytes"] > 0
+        assert counters["peak_kv_bytes"] > 0
+
+
+@pytest.mark.parametrize("trigger", ["shallow", "every 4 frames", "shortest", "labels"])
+def test_each_utterance_counts_what_it_asked_whoever_is_searched_beside_it(trigger: str) -> None:
+    world, units = labels_world() if trigger == "labels" else (World(), None)
+    log_probs = [posteriors(seed, 40 + 20 * seed) for seed in range(4)]
+    position = CausalLm(world.model, eos_token_id=EOS).position_bytes
+    config = world.model.config
+    head = config.hidden_size // config.num_attention_heads
+    assert position == 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * head
+    found = {}
+    for lockstep in (1, 4):
+        fusion = world.fusion(TRIGGERS.get(trigger, NEVER))
+        asked: Any = replace(fusion, lm=replace(fusion.lm, position_bytes=position))
+        if units is not None:
+            asked = LabelShallowFusion(lm=asked.lm, units=units, lm_weight=0.7)
+        found[lockstep] = [one.work for one in world.search(log_probs, asked, lockstep=lockstep)]
+        counters, works = world.costs.counters, found[lockstep]
+        assert sum(work.nodes for work in works) == counters["nodes"]
+        assert sum(work.tokens_flat for work in works) == counters["tokens_flat"]
+        assert sum(work.triggers for work in works) == counters["triggers"]
+        assert sum(work.llm_calls for work in works) - len(works) * (units is not None) == counters["lm_asks"]
+        for work in works:
+            assert position * len(PREFIX) < work.kv_bytes <= position * (len(PREFIX) + work.nodes)
+    assert found[1] == found[4]
+    if trigger == "every 4 frames":  # dead nodes are given up
+        assert max(position * (len(PREFIX) + work.nodes) - work.kv_bytes for work in found[1]) > 0
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)

@@ -354,6 +354,17 @@ def test_costs_add_up_over_shards_and_peaks_are_the_largest() -> None:
     assert scores.other_s == pytest.approx(0.6)
 
 
+def test_what_utterances_cost_stands_on_the_page_in_a_table_of_its_own() -> None:
+    receipt = {"step": "fused", "table": "hypotheses", "rows": 2, "seconds": {"busy": 1.0}, "counters": {}}
+    own = [{"llm_calls": [4, 6], "kv_bytes": [2_000_000, 4_000_000]}, {"llm_calls": [8, None]}]
+    steps = by_step([{**receipt, "utterances": each} for each in own])
+    rows = [[each["text"] for each in row] for row in cells.utterance_costs(steps)]
+    assert rows == [
+        ["fused", "llm calls", "3", "6.0", "6.0", "7.8", "8.0"],
+        ["fused", "kv (MB)", "2", "3.00", "3.00", "3.90", "4.00"],
+    ]
+
+
 def test_receipts_of_the_store_are_taken_as_they_are() -> None:
     receipt = {
         "step": "lm_scores",
@@ -625,6 +636,14 @@ def test_costs_have_one_row_per_committed_file(run_folder: Path) -> None:
     assert costs.groupby("step")["rows"].sum()["first_pass"] == 60
     assert (costs["busy_s"] >= 0).all()
     assert sum(counters["rows"] for counters in costs[costs["step"] == "first_pass"]["counters"]) == 60
+
+
+def test_costs_of_utterances_have_one_row_per_utterance_and_step_that_counts_them(run_folder: Path) -> None:
+    costs = frames.utterance_costs(run_folder)
+    ids = frames.table(run_folder, "utterances")["utterance_id"]
+    counted = costs[costs["step"] == "first_pass"]
+    assert sorted(counted["utterance_id"]) == sorted(ids)
+    assert (counted["letters"] == counted["utterance_id"].str.len()).all()
 
 
 def test_lines_of_a_frame_are_those_of_its_table(run_folder: Path) -> None:

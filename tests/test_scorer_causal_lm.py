@@ -155,8 +155,20 @@ def test_costs_count_the_work(bpe_model):
     counted = costs.counters
     assert counted["tokens_flat"] > counted["tokens_deduplicated"] > counted["nodes"] == counted["head_rows"]
     assert counted["llm_calls"] == 1
-    assert {"peak_logits_bytes", "kv_bytes", "first_tokens_unscored", "unknown_tokens"} <= counted.keys()
+    assert {"peak_logits_bytes", "peak_kv_bytes", "first_tokens_unscored", "unknown_tokens"} <= counted.keys()
     assert {"tokenise", "llm"} <= costs.seconds.keys()
+
+
+def test_each_utterance_has_counters_of_its_own(bpe_model):
+    costs = Costs()
+    lists = [nbest(*TEXTS, utterance_id="long"), nbest(TEXTS[0], utterance_id="short"), nbest(utterance_id="none")]
+    CausalLmConfig(model=bpe_model[0]).build()(hypotheses_table(lists), costs=costs)
+    assert list(costs.utterances) == ["long", "short", "none"]
+    for name in ("nodes", "tokens_flat"):
+        assert sum(one[name] for one in costs.utterances.values()) == costs.counters[name]
+    long, short, none = costs.utterances.values()
+    assert (long["llm_calls"], short["llm_calls"], none["llm_calls"]) == (1, 1, 0)
+    assert long["kv_bytes"] * short["nodes"] == short["kv_bytes"] * long["nodes"] > 0  # one layer, all nodes
 
 
 def test_a_hypothesis_beyond_the_context_is_null_with_its_reason(bpe_model):

@@ -51,7 +51,7 @@ def test_dead_nodes_are_gathered_away_without_a_change():
         sessions.retain([handle], [np.array([best], np.int32)])
         first += 20
     assert costs.counters["cache_gathers"] >= 3
-    assert costs.counters["kv_bytes"] < 2 * 2 * 2 * 8 * 4 * 256  # 240 nodes were asked for, 128 slots sufficed
+    assert costs.counters["peak_kv_bytes"] < 2 * 2 * 2 * 8 * 4 * 256  # 240 nodes were asked for, 128 slots sufficed
 
 
 def test_a_child_of_a_node_that_was_not_retained_is_refused():

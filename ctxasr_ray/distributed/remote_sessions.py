@@ -29,6 +29,7 @@ class RemoteHost:
     actors: tuple[Any, ...]
     eos_token_id: int | None
     max_positions: int | None
+    position_bytes: int
 
     def sessions(self, costs: Costs) -> TreeScorer:
         """Token trees of one search, on whichever actor has the fewest."""

@@ -94,9 +94,9 @@ class LmActor:
         self._life = uuid.uuid4().hex
         self._clients: dict[str, _Client] = {}
 
-    def facts(self) -> tuple[int | None, int | None]:
-        """End of sequence and the longest sequence."""
-        return self._host.eos_token_id, self._host.max_positions
+    def facts(self) -> tuple[int | None, int | None, int]:
+        """End of sequence, the longest sequence, bytes of a position."""
+        return self._host.eos_token_id, self._host.max_positions, self._host.position_bytes
 
     @ray.method(concurrency_group="load")  # type: ignore[untyped-decorator]  # ray is not followed
     def num_sessions(self) -> int:

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -93,12 +93,20 @@ def make_receipt(table: pa.Table, costs: Costs, load_s: float, attempt: int) -> 
         "attempt": attempt,
         "seconds": {"busy": 0.0, **seconds},
         "counters": dict(costs.counters),
+        "utterances": _by_counter(table, costs.utterances),
         "device": torch.cuda.get_device_name() if torch is not None and on_gpu else "cpu",
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if torch is not None and on_gpu else 0,
         "committed_at": time.time(),
         "versions": package_versions(),
     }
+
+
+def _by_counter(table: pa.Table, utterances: Mapping[str, Mapping[str, int]]) -> dict[str, list[int | None]]:
+    """Counter -> one value per row, null where the utterance has none."""
+    names = dict.fromkeys(name for counters in utterances.values() for name in counters)
+    ids = table["utterance_id"].to_pylist() if names else []
+    return {name: [utterances.get(one, {}).get(name) for one in ids] for name in names}
 
 
 _VERSIONS: dict[str, str] = {}

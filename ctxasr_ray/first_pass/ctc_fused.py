@@ -6,7 +6,7 @@ included) + length_bonus * words (or labels). All parts stand apart in `scores`,
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -199,9 +199,10 @@ class CtcFusedFirstPass:
 
         Args:
             tables: UTTERANCES.
-            costs: Counts `audio_ms`, `forwards`, `frames`, `hypotheses`, `utterances_unfused`, and what
-                `search.lm_texts.FusedLm` and `models.tree_sessions.TreeSessions` count; seconds of `decode`, `model`,
-                `search` (with the LM) and `lists`.
+            costs: Counts what `search.fusion.Work` says of each utterance; in all `audio_ms`, `forwards`, `frames`,
+                `hypotheses`, `utterances_unfused`, and what `search.lm_texts.FusedLm` and
+                `models.tree_sessions.TreeSessions` count; seconds of `decode`, `model`, `search` (with the LM) and
+                `lists`.
 
         Raises:
             OSError: a fault of the disk or network while reading audio; faults of the audio itself are rows.
@@ -253,6 +254,7 @@ class CtcFusedFirstPass:
                 )
                 reason = "; ".join(f"searched without {name}: {why}" for name, why in own.left_out.items()) or None
                 costs.count("utterances_unfused", bool(own.left_out))
+                costs.count_utterance(ids[row], asdict(own.work))
                 costs.count("hypotheses", len(hypotheses))
                 done[row] = NBest(utterance_id=ids[row], hypotheses=hypotheses, error=reason)
 

@@ -75,6 +75,7 @@ class SearchLm:
             prefix=self.tokens.prefix,
             eos_token_id=self.host.eos_token_id,
             max_positions=self.host.max_positions,
+            position_bytes=self.host.position_bytes,
             source=self.config.source,
             costs=costs,
         )

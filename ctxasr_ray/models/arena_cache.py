@@ -76,3 +76,7 @@ class ArenaCache(Cache):  # type: ignore[misc]
     def num_bytes(self) -> int:
         """Bytes allocated by all layers."""
         return sum(layer.num_bytes() for layer in self.layers)
+
+    def position_bytes(self) -> int:
+        """Bytes of one slot of one row in all layers; the cache is not empty."""
+        return sum(side[:1, :, :1].nbytes for layer in self.layers for side in (layer.keys, layer.values))

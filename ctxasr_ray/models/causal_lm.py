@@ -9,7 +9,7 @@ Letters: N sequences, P prefix, D width.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model
 from ctxasr_ray.models.lm_head import LOGITS_LIMIT_BYTES, LmHead
 from ctxasr_ray.models.tree_forward import Block, Prefix, TreeForward, split_prefix
-from ctxasr_ray.models.tree_probe import probe_ids, tree_refusal
+from ctxasr_ray.models.tree_probe import position_bytes, probe_ids, tree_refusal
 from ctxasr_ray.stage import Costs
 from ctxasr_ray.token_tree import Int32, MergedSequences, merge
 
@@ -56,11 +56,14 @@ class SequenceScores:
         eos_log_probs: (N,) float64, log P(end of sequence | prefix and sequence); nan where there is no such
             token, where nothing stands before it, or where `reasons` says why.
         reasons: (N,) None, or why a sequence has no score.
+        counters: What the request alone cost: `llm_calls` that it took part in, `nodes` and `tokens_flat` (prefix
+            included), and `kv_bytes`: a pass holds keys and values of one layer at a time.
     """
 
     log_probs: npt.NDArray[np.float64]
     eos_log_probs: npt.NDArray[np.float64]
     reasons: list[str | None]
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 class CausalLm:
@@ -78,6 +81,9 @@ class CausalLm:
         ValueError: the model cannot be scored exactly: a learned prompt as adapter, a head that is not a function of
             the last hidden state, or a body that disagrees with itself even on right-padded sequences.
     """
+
+    position_bytes: int = 0
+    """Keys and values of one position in a cache; 0 without the tree, which keeps none."""
 
     def __init__(
         self,
@@ -105,6 +111,8 @@ class CausalLm:
                 self.model, self.body.base, torch.tensor([ids[:8]], device=self.device), logits_limit_bytes
             )
         self.body.refusal = tree_refusal(self, ids)
+        if not self.refusal:
+            self.position_bytes = position_bytes(self, ids)
         if self.refusal:
             _log.warning("%s is scored without the token tree: %s", type(self.model).__name__, self.refusal)
 
@@ -123,7 +131,7 @@ class CausalLm:
                 `tokens_forwarded` (with padding), `head_rows`, `peak_logits_bytes` and `first_tokens_unscored`.
         """
         costs = costs or Costs()
-        costs.peak("kv_bytes", 0)  # one pass per tree keeps no cache
+        costs.peak("peak_kv_bytes", 0)  # one pass per tree keeps no cache
         results, jobs = [], []
         for request in requests:
             n = len(request.sequences)
@@ -131,8 +139,11 @@ class CausalLm:
             result = SequenceScores(np.full(n, np.nan), np.full(n, np.nan), reasons)
             kept = [i for i in range(n) if reasons[i] is None]
             results.append(result)
-            jobs += list(_jobs(request, kept, result))
-            costs.count("tokens_flat", sum(len(request.prefix) + len(request.sequences[i]) for i in kept))
+            own = list(_jobs(request, kept, result))
+            jobs += own
+            num_flat = sum(len(request.prefix) + len(request.sequences[i]) for i in kept)
+            costs.count("tokens_flat", num_flat)
+            result.counters.update(self._counters(own, num_flat))
         for job in jobs:
             if not len(job.merged.tree):  # empty sequences behind an empty prefix
                 job.finish(np.zeros(0), np.full(1, np.nan))
@@ -146,6 +157,12 @@ class CausalLm:
         if batch:
             self._score_jobs(batch, costs)
         return results
+
+    def _counters(self, jobs: Sequence["_Job"], num_flat: int) -> dict[str, int]:
+        sizes = [len(job.merged.tree) for job in jobs if len(job.merged.tree)]
+        layer_bytes = self.position_bytes // self.body.config.num_hidden_layers
+        kv_bytes = layer_bytes * max(sizes, default=0)
+        return {"llm_calls": len(sizes), "nodes": sum(sizes), "tokens_flat": num_flat, "kv_bytes": kv_bytes}
 
     def _fits(self, batch: Sequence["_Job"], job: "_Job") -> bool:
         """Whether one more tree, at least as large as those of the batch, belongs in the same pass."""

@@ -26,6 +26,11 @@ class TreeHost:
         """Tokens that the model takes, prefix included; None is no limit."""
         return self.lm.max_positions
 
+    @property
+    def position_bytes(self) -> int:
+        """Keys and values of one position in a cache; 0 for a model that is asked without one."""
+        return self.lm.position_bytes
+
     def sessions(self, costs: Costs) -> TreeSessions:
         """Token trees of one search."""
         return TreeSessions(self.lm, costs, self._limit)

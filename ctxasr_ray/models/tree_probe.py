@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from ctxasr_ray.models.arena_cache import ArenaCache
+from ctxasr_ray.models.tree_forward import Block
 from ctxasr_ray.models.tree_sessions import TreeSessions
-from ctxasr_ray.stage import TreeNodes
+from ctxasr_ray.stage import Costs, TreeNodes
 from ctxasr_ray.token_tree import chain
 
 if TYPE_CHECKING:
@@ -62,6 +64,19 @@ def tree_refusal(lm: "CausalLm", ids: Sequence[int]) -> str | None:
             f"tree is no way out ({refusal}); choose another causal LM."
         )
     return refusal
+
+
+@torch.inference_mode()
+def position_bytes(lm: "CausalLm", ids: Sequence[int]) -> int:
+    """Bytes of keys and values of one position: measured, as configs spell their heads in many ways.
+
+    Args:
+        lm: A model that may be scored as a tree.
+        ids: Of the probe.
+    """
+    cache, tree = ArenaCache(lm.body.config.num_hidden_layers), chain(ids[:1])
+    lm.body([Block(tree, np.zeros(1, np.int32), np.zeros(0, np.int32))], Costs(), cache)
+    return cache.position_bytes()
 
 
 def _one_by_one(lm: "CausalLm", ids: Sequence[int]) -> list[float]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from ctxasr_ray.report.costs import StepCost
 from ctxasr_ray.report.fits import FittedValue
 from ctxasr_ray.report.systems import higher_is_better, is_bound, is_percent, label
@@ -207,6 +209,30 @@ def _cost_row(step: StepCost, audio_s: float | None) -> list[Cell]:
         {"sort": repr(step.wall_s), "pairs": [(k, f"{v:,.2f}") for k, v in kinds.items() if v >= 0.005]},
         {"sort": "", "pairs": [_counter(name, value) for name, value in step.counters.items() if value]},
     ]
+
+
+UTTERANCE_HEADS: Final = (
+    head("step"),
+    head("per utterance"),
+    head("utterances", number=True),
+    head("mean", number=True),
+    head("median", number=True),
+    head("95 %", "nineteen of twenty utterances have no more", number=True),
+    head("most", number=True),
+)
+
+
+def utterance_costs(steps: Sequence[StepCost]) -> list[list[Cell]]:
+    """One row per step and counter that utterances have of their own: calls of a language model, nodes, memory."""
+    rows: list[list[Cell]] = []
+    for step in steps:
+        for name, values in step.utterances.items():
+            drawn = (np.mean(values), np.median(values), np.percentile(values, 95), np.max(values))
+            scale, unit = (1e6, " (MB)") if name.endswith("_bytes") else (1.0, "")
+            cells = [number_cell(f"{value / scale:,.{2 if unit else 1}f}", float(value)) for value in drawn]
+            what = text_cell(name.removesuffix("_bytes").replace("_", " ") + unit)
+            rows.append([text_cell(step.step), what, number_cell(f"{len(values):,}", len(values)), *cells])
+    return rows
 
 
 def _counter(name: str, value: int) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """COSTS of shards -> what each step cost: seconds by kind, counters, rates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 _LOAD: Final = "load"
@@ -28,6 +28,8 @@ class StepCost:
     """Seconds by kind (load, decode, search, llm, ...), summed over shards."""
     counters: Mapping[str, int]
     """Work counters, summed over shards; those that start with `peak_` are the largest of any shard."""
+    utterances: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Counter -> its value for every utterance that has one."""
 
     @property
     def device(self) -> str:
@@ -62,7 +64,10 @@ def by_step(costs: Sequence[Mapping[str, Any]]) -> list[StepCost]:
 def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
     seconds: dict[str, float] = {}
     counters: dict[str, int] = {}
+    utterances: dict[str, list[int]] = {}
     for shard in shards:
+        for name, values in shard.get("utterances", {}).items():
+            utterances.setdefault(name, []).extend(int(value) for value in values if value is not None)
         for name, value in shard["seconds"].items():
             if name != _WHOLE:
                 seconds[name] = seconds.get(name, 0.0) + float(value)
@@ -81,6 +86,7 @@ def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
         wall_s=sum(_wall(shard) for shard in shards),
         seconds=seconds,
         counters=counters,
+        utterances=utterances,
     )
 
 

@@ -182,6 +182,32 @@ def costs(root: Path | str) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=names)
 
 
+def utterance_costs(root: Path | str) -> "pd.DataFrame":
+    """What each utterance cost in the steps that count it: one row per step and utterance.
+
+    Args:
+        root: A run folder, local or s3://.
+
+    Returns:
+        Columns step, utterance_id and every counter, for example llm_calls, nodes, tokens_flat, triggers, kv_bytes;
+        a step without such counters has no rows.
+
+    Raises:
+        FileNotFoundError: no run has finished in it.
+    """
+    import pandas as pd
+
+    store, found = Store(root), []
+    for step in _provenance(store)["steps"]:
+        if step["folder"].startswith("utterances/"):
+            continue
+        for key in _keys(store, step["name"])[0]:
+            if counters := store.footer(key).receipt.get("utterances"):
+                ids = store.read_key(key)["utterance_id"].to_pylist()
+                found.append(pd.DataFrame({"step": step["name"], "utterance_id": ids, **counters}))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["step", "utterance_id"])
+
+
 def items(rows: "pd.DataFrame", column: str) -> "pd.DataFrame":
     """One row per item of a list column: `utterance_id`, `index` in its list, and the item's fields.
 

@@ -220,6 +220,8 @@ def _render(
         ],
         cost_heads=cell.COST_HEADS,
         costs=cell.costs(steps, audio_s),
+        utterance_heads=cell.UTTERANCE_HEADS,
+        utterance_costs=cell.utterance_costs(steps),
         audio_s=audio_s,
         fits=cell.fits(values),
         changes=changes,

@@ -140,6 +140,8 @@ class CausalLmScorer:
         costs.count("unknown_tokens", sum(self.tokens.num_unknown(i) for i in ids))
         with costs.timed("llm"):
             scores = self.lm.score([ScoreRequest(self.tokens.prefix, ids[a:b]) for a, b in bounds], costs)
+        for utterance_id, one in zip(flat.utterance_ids, scores, strict=True):
+            costs.count_utterance(utterance_id, one.counters)
         rows = [[self._row(s, ids[a:b], flat.texts[a:b])] for s, (a, b) in zip(scores, bounds, strict=True)]
         return scores_table(flat.utterance_ids, rows)
 

@@ -10,7 +10,7 @@ longer holds: `beam.fusion += new - old`. Letters: K beam rows, C candidates.
 """
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
 from ctxasr_ray.nbest import Score
@@ -98,6 +98,26 @@ class FusionError(Exception):
     """A fusion cannot go on with this utterance, which is then searched anew without it; the message is the reason."""
 
 
+@dataclass(slots=True)
+class Work:
+    """What one utterance asked of language models."""
+
+    llm_calls: int = 0
+    """Calls that it took part in; utterances in lock-step share them."""
+    nodes: int = 0
+    """New tokens."""
+    tokens_flat: int = 0
+    """What a scorer without tree and memory would have been given."""
+    triggers: int = 0
+    kv_bytes: int = 0
+    """Keys and values of the most positions held at once, with the prefix, without padding and dead slots."""
+
+    def add(self, other: "Work") -> None:
+        """Adds what another language model was asked meanwhile."""
+        for name in asdict(other):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
 class Fusion(Protocol):
     """One fusion of a search, shared by all utterances."""
 
@@ -126,6 +146,11 @@ class Fusion(Protocol):
 
 class FusedUtterance(Protocol):
     """One fusion on one utterance."""
+
+    @property
+    def work(self) -> Work:
+        """What it has asked so far."""
+        ...
 
     def compiled(self, column: int) -> Boost | None:
         """What the compiled search does in place of `expanded` and `pruned`, None where it cannot.

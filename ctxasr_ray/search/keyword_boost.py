@@ -16,7 +16,7 @@ from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_beam import prefix
 from ctxasr_ray.search.ctc_run import Boost
 from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s
-from ctxasr_ray.search.fusion import Ask, View, Wake
+from ctxasr_ray.search.fusion import Ask, View, Wake, Work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,8 @@ class BoostedUtterance:
     source: str
     frame: int = 0
     bonuses: list[float] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
+    """None: no model is asked."""
 
     def compiled(self, column: int) -> Boost:
         """All of it."""

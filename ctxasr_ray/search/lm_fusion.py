@@ -26,7 +26,7 @@ from ctxasr_ray.search.ctc_state import (
     Int32s,
     Trie,
 )
-from ctxasr_ray.search.fusion import Answer, Ask, Asking, View, Wake
+from ctxasr_ray.search.fusion import Answer, Ask, Asking, View, Wake, Work
 from ctxasr_ray.search.lm_texts import FusedLm, LmTexts
 from ctxasr_ray.search.lm_units import Units, Words
 
@@ -100,7 +100,7 @@ class LmUtterance:
     """An `LmFusion` on one utterance; a `fusion.FusedUtterance`."""
 
     def __init__(self, fusion: LmFusion, session: int) -> None:
-        self._fusion, self._session = fusion, session
+        self._fusion, self._session, self.work = fusion, session, Work()
         self._texts = LmTexts(fusion.lm)
         self._text_at: dict[int, int] = {0: 0}  # of prefixes that end at a boundary
         self._prior_at: dict[int, float] = {0: 0.0}
@@ -128,6 +128,7 @@ class LmUtterance:
         targets = boundaries(view.trie, view.beam, NEVER if own else fewest).tolist()
         scored = view.states[: view.num_rows, 0].tolist()
         self._fusion.lm.costs.count("triggers", targets != scored)
+        self.work.triggers += targets != scored
         if new := {target for target in targets if target not in self._text_at}:
             keep = self._texts.retain({self._text_at[node] for node in scored})
             for target in new:
@@ -178,6 +179,9 @@ class LmUtterance:
         nodes = self._texts.nodes()
         if nodes is not None:
             self._fusion.lm.costs.count("lm_asks")
+            self.work.llm_calls += 1
+            self.work.nodes += len(nodes.tokens)
+            self.work.kv_bytes = max(self.work.kv_bytes, self._texts.kv_bytes)
             answer = yield Ask(self._fusion.lm.scorer, self._session, nodes, keep)
             self._texts.receive(answer)
 
@@ -230,4 +234,6 @@ class LmUtterance:
 
     def _count_flat(self, texts: set[int]) -> None:
         lm = self._fusion.lm
-        lm.costs.count("tokens_flat", sum(len(lm.prefix) + self._texts.num_tokens[text] for text in texts))
+        num_flat = sum(len(lm.prefix) + self._texts.num_tokens[text] for text in texts)
+        lm.costs.count("tokens_flat", num_flat)
+        self.work.tokens_flat += num_flat

@@ -54,6 +54,8 @@ class FusedLm:
     """End of sequence; None adds none."""
     max_positions: int | None = None
     """Tokens that the model takes, prefix included; None is no limit."""
+    position_bytes: int = 0
+    """Keys and values of one position, for the counters."""
     source: str = "causal_lm"
     """Name of its scores."""
     costs: Costs = field(default_factory=Costs)
@@ -84,7 +86,7 @@ class LmTexts:
         self._is_alive: list[bool] = []
         self._children: dict[tuple[int, int], int] = {}
         self._unscored: list[tuple[int, int, list[int]]] = []  # text, the text that it adds to, its own nodes
-        self._num_scored = self._num_retained = 0
+        self._num_scored = self._num_retained = self._num_dead = 0
         self._eos_of_nothing = -1  # node whose log-prob is that of an end at once
 
     def text(self, before: int, words: Words) -> int:
@@ -151,6 +153,7 @@ class LmTexts:
                 alive[above] = True
                 above = self._parents[above]
         self._is_alive, self._num_retained = alive, sum(alive)
+        self._num_dead = len(alive) - self._num_retained
         return kept
 
     def nodes(self) -> TreeNodes | None:
@@ -160,6 +163,12 @@ class LmTexts:
             return None
         new = slice(self._num_scored, None)
         return TreeNodes(np.array(self._tokens[new], np.int32), np.array(self._parents[new], np.int32))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of the prefix and of all nodes that are not given up."""
+        positions = len(self._lm.prefix) + len(self._tokens) - self._num_dead
+        return positions * self._lm.position_bytes
 
     def receive(self, answer: Answer) -> None:
         """Takes the scores of what `nodes` named.

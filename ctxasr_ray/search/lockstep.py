@@ -13,7 +13,7 @@ from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_beam import BeamState, CtcBeamSearch, Labelling
 from ctxasr_ray.search.ctc_run import NO_BOOST
 from ctxasr_ray.search.ctc_state import NEVER, Floats
-from ctxasr_ray.search.fusion import Answer, Ask, Asking, FusedUtterance, Fusion, FusionError, View
+from ctxasr_ray.search.fusion import Answer, Ask, Asking, FusedUtterance, Fusion, FusionError, View, Work
 from ctxasr_ray.stage import NextScorer, TreeScorer
 
 
@@ -27,6 +27,8 @@ class FusedList:
     """Per labelling what each fusion scored, unweighted."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Fusion -> why the utterance was searched without it."""
+    work: Work = field(default_factory=Work)
+    """What it asked of language models, searches that failed included."""
 
 
 Search = Generator[Ask, Answer, FusedList]
@@ -84,6 +86,7 @@ def fused_search(
         parts: Each fusion on this utterance; closed in the end.
     """
     left_out: dict[str, str] = {}
+    work = Work()
     current = dict(zip([fusion.name for fusion in fusions], parts, strict=True))
     while True:
         state = search.begin(len(log_probs_TV), sum(fusion.num_states for fusion in fusions))
@@ -91,13 +94,14 @@ def fused_search(
             yield from _moments(search, state, log_probs_TV, fusions, current)
             labellings = search.finish(state)
             scores = [tuple(s for part in current.values() for s in part.scores(one.row)) for one in labellings]
-            return FusedList(labellings=labellings, scores=scores, left_out=left_out)
+            return FusedList(labellings=labellings, scores=scores, left_out=left_out, work=work)
         except _LeftOutError as fault:
             left_out[fault.name] = fault.reason
             fusions = [fusion for fusion in fusions if fusion.name not in left_out]
             rest = {fusion.name: current[fusion.name].again() for fusion in fusions}
         finally:
             for part in current.values():
+                work.add(part.work)
                 part.close()
         current = rest
 

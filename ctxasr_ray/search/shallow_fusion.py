@@ -12,7 +12,7 @@ import numpy as np
 
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_state import Beam, Candidates, Floats, Int32s
-from ctxasr_ray.search.fusion import Answer, Ask, Asking, FusionError, View, Wake
+from ctxasr_ray.search.fusion import Answer, Ask, Asking, FusionError, View, Wake, Work
 from ctxasr_ray.search.lm_fusion import Scope
 from ctxasr_ray.search.lm_texts import FusedLm
 from ctxasr_ray.search.lm_units import LabelUnits
@@ -110,6 +110,8 @@ class LabelShallowUtterance:
     children: dict[tuple[int, int], int] = field(default_factory=dict)
     frame: int = 0
     finals: list[int] = field(default_factory=list)
+    work: Work = field(default_factory=lambda: Work(llm_calls=1))
+    """The first call is that of `LabelShallowFusion.begin`."""
 
     def compiled(self, column: int) -> None:
         """Nothing."""
@@ -152,7 +154,10 @@ class LabelShallowUtterance:
         nodes = TreeNodes(tokens, np.array([state - 1 for state, _ in new], np.int32))
         lm.costs.count("lm_asks")
         lm.costs.count("triggers")
-        lm.costs.count("tokens_flat", sum(len(lm.prefix) + self.lengths[self.children[key]] for key in new))
+        num_flat = sum(len(lm.prefix) + self.lengths[self.children[key]] for key in new)
+        lm.costs.count("tokens_flat", num_flat)
+        self.work.add(Work(llm_calls=1, nodes=len(new), tokens_flat=num_flat, triggers=1))
+        self.work.kv_bytes = (len(lm.prefix) + len(self.sums) - 1) * lm.position_bytes  # nothing is given up
         answer = yield Ask(lm.scorer, self.session, nodes, None, self.fusion.asked_tokens(), num_before)
         assert answer.next_log_probs is not None
         if np.isnan(answer.next_log_probs).any():

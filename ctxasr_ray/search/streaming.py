@@ -14,7 +14,7 @@ from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_alignment import ctc_alignments
 from ctxasr_ray.search.ctc_beam import CtcBeamSearch, prefix
 from ctxasr_ray.search.ctc_state import ENDS, SEPARATES, STARTS, Beam, Candidates, Floats, Int32s
-from ctxasr_ray.search.fusion import Asking, FusedUtterance, Fusion, View, Wake
+from ctxasr_ray.search.fusion import Asking, FusedUtterance, Fusion, View, Wake, Work
 from ctxasr_ray.search.lm_units import Units
 from ctxasr_ray.search.lockstep import search_in_lockstep
 
@@ -144,7 +144,7 @@ class _Watched:
     """One utterance that is looked at whenever a chunk is done."""
 
     def __init__(self, watch: _Watch) -> None:
-        self._watch = watch
+        self._watch, self.work = watch, Work()
         self.partials: list[Words] = []
 
     def compiled(self, column: int) -> None:
