@@ -5,73 +5,17 @@ committed stays, and the same command goes on from there.
 """
 
 import errno
-import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Any, Final
 
-import tyro
-
-from ctxasr_ray.experiment import Experiment
 from ctxasr_ray.file_commands import compare, prepare, score
-from ctxasr_ray.fit_command import fit
-from ctxasr_ray.opening import open_run
-from ctxasr_ray.recipes.evaluation import RECIPES, find
+from ctxasr_ray.recipes.evaluation import RECIPES
+from ctxasr_ray.run_commands import audit, evaluate, export, parse_evaluate, plan, report, status
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.submit_command import submit
 from ctxasr_ray.sweep_command import sweep_recipe
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ctxasr_ray.storage.store import Shard, Store
-
-WIDE: Final = 120
-"""Columns of a table that goes into a file."""
-_ONE_RECIPE: Final = (tyro.conf.AvoidSubcommands,)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluate:
-    """Runs a recipe and reports; the same command again goes on where the last one ended."""
-
-    root: str
-    """Run folder: tables, provenance and, if it is local, the report. Also s3://bucket/folder."""
-    report: Path | None = None
-    """Where the report goes; by default ROOT/report, for a root on S3 runs/RECIPE/report."""
-    manifest: Path | None = None
-    """NeMo JSON-lines manifest, or a folder of audio with transcripts; without one the recipe's own corpus."""
-    json: bool = False
-    """Print RESULTS as JSON lines, nothing else, on standard output."""
-    retry_errors: bool = False
-    """Redo utterances that carry an error, as a new attempt."""
-    address: str | None = None
-    """Ray cluster, for example ray://head:10001 or auto; without it a running one, else one started here."""
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    """The recipe."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Export:
-    """Writes what a finished run says in another tool's format."""
-
-    root: str
-    """Run folder."""
-    manifest: Path | None = None
-    """As for evaluate."""
-    format: Literal["trn", "ctm", "stm", "kaldi", "nemo", "nbest"]
-    """sclite trn, ctm or stm, Kaldi text, NeMo JSON lines with pred_text, or N-best lists as JSON lines."""
-    path: Path
-    """File to write."""
-    system: str = "first_pass"
-    """Whose transcripts."""
-    split: Literal["train", "dev", "test"] = "test"
-    """Which utterances."""
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    """The recipe."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,32 +61,6 @@ def _first_line(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").strip().split("\n")[0]
 
 
-def _recipe(command: str, words: list[str]) -> tuple[str, list[str]]:
-    if words and words[0] in ("-h", "--help"):
-        print(
-            f"usage: ctxasr {command} RECIPE [OPTIONS]\n\nRecipes: {', '.join(RECIPES)}, or module:function.\n"
-            f"`ctxasr {command} RECIPE --help` lists every field of a recipe."
-        )
-        raise SystemExit(0)
-    if not words or words[0].startswith("-"):
-        raise ValueError(f"expected a recipe: ctxasr {command} RECIPE ... with RECIPE one of {', '.join(RECIPES)}.")
-    return words[0], words[1:]
-
-
-def parse_evaluate(command: str, words: list[str]) -> Evaluate:
-    """Reads a recipe's name and its overrides, as every command does that works on a run.
-
-    Raises:
-        ValueError: no recipe, or an unknown one.
-    """
-    name, rest = _recipe(command, words)
-    home = f"runs/{name.replace(':', '-')}"
-    default = Evaluate(root=home, experiment=find(name)())
-    options = tyro.cli(Evaluate, default=default, args=rest, prog=f"ctxasr {command} {name}", config=_ONE_RECIPE)
-    report = options.report or Path(home if "://" in options.root else options.root) / "report"
-    return replace(options, report=report)
-
-
 def _evaluate(words: list[str]) -> int:
     """Run a recipe on a manifest: N-best, scores, fusion, results, report."""
     return evaluate(parse_evaluate("evaluate", words))
@@ -151,150 +69,6 @@ def _evaluate(words: list[str]) -> int:
 def _quickstart(words: list[str]) -> int:
     """Run the whole line on a synthetic corpus with the shipped tiny models (about two minutes)."""
     return evaluate(parse_evaluate("quickstart", ["quickstart", *words]))
-
-
-def evaluate(options: Evaluate) -> int:
-    """Runs an experiment, prints its table or JSON lines, writes the report; returns the exit status."""
-    from rich.console import Console
-
-    from ctxasr_ray import pipeline
-    from ctxasr_ray.progress import shown
-    from ctxasr_ray.report.tables import results_records, terminal_table
-
-    errors = Console(stderr=True)
-    store, shards = open_run(options.experiment, options.root, options.manifest)
-    with shown(errors) as on_progress:
-        summary = pipeline.run(
-            options.experiment,
-            store,
-            shards,
-            on_progress=on_progress,
-            retry_errors=options.retry_errors,
-            address=options.address,
-        )
-    results = pipeline.results(options.experiment, store, shards)
-    page = _write_report(options, store, shards, results)
-    if options.json:
-        for record in results_records(results):
-            print(json.dumps(record, ensure_ascii=False))
-    else:
-        console = Console()
-        console.width = console.width if console.is_terminal else WIDE
-        console.print(terminal_table(results))
-    if not results.num_rows:
-        errors.print("No utterance has a reference: there are no error rates; `ctxasr export` writes what was heard.")
-    done = f"{summary.done + summary.redone} tables made, {summary.skipped} already committed"
-    errors.print(f"{done}, {summary.wall_s:.0f} s.", highlight=False)
-    errors.print(f"Report: {page.resolve()}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def _plan(words: list[str]) -> int:
-    """Say what a recipe would run, what is committed already, and whether its pools fit a cluster (--cluster FILE)."""
-    from ctxasr_ray import layout
-    from ctxasr_ray.execution import planning
-
-    place = words.index("--cluster") if "--cluster" in words else len(words)
-    options = parse_evaluate("plan", words[:place] + words[place + 2 :])
-    if place < len(words):
-        return fit(options.experiment, words[place + 1 : place + 2])
-    store, shards = open_run(options.experiment, options.root, options.manifest)
-    _show(planning.plan(store, layout.line(options.experiment).steps, shards), options.json)
-    return 0
-
-
-def _status(words: list[str]) -> int:
-    """Say how far a run is, from its receipts, also while it goes on."""
-    from ctxasr_ray import layout
-    from ctxasr_ray.execution import planning
-
-    options = parse_evaluate("status", words)
-    if "://" not in options.root and not Path(options.root).is_dir():
-        raise ValueError(f"there is no run at '{options.root}'; name its folder with --root, or start it: evaluate.")
-    store, shards = open_run(options.experiment, options.root, options.manifest)
-    _show(planning.status(store, layout.line(options.experiment).steps, shards), options.json)
-    return 0
-
-
-def _report(words: list[str]) -> int:
-    """Write the report of a finished run again."""
-    from ctxasr_ray import pipeline
-
-    options = parse_evaluate("report", words)
-    store, shards = open_run(options.experiment, options.root, options.manifest)
-    print(_write_report(options, store, shards, pipeline.results(options.experiment, store, shards)))
-    return 0
-
-
-def _write_report(options: Evaluate, store: "Store", shards: "list[Shard]", results: "pa.Table") -> Path:
-    from ctxasr_ray import pipeline
-
-    assert options.report is not None, "set by parse_evaluate"
-    title = f"Run {options.root.rstrip('/').rpartition('/')[2]}"
-    return pipeline.report(options.experiment, store, shards, results, options.report, title)
-
-
-def _audit(words: list[str]) -> int:
-    """Do a sample of a finished run again, in other batches and on the other executor, and compare the tables."""
-    from ctxasr_ray.audit import audit
-
-    options = parse_evaluate("audit", words)
-    store, shards = open_run(options.experiment, options.root, options.manifest)
-    findings = audit(options.experiment, store, shards, address=options.address)
-    for finding in findings:
-        print(f"{finding.severity}: {finding}")
-    return int(any(finding.severity == "error" for finding in findings))
-
-
-def _export(words: list[str]) -> int:
-    """Write a finished run's transcripts or N-best lists as trn, ctm, stm, Kaldi text, NeMo or JSON lines."""
-    import pyarrow.compute as pc
-
-    from ctxasr_ray import layout
-    from ctxasr_ray.metrics.joined_windows import join_windows
-    from ctxasr_ray.report.export import export
-
-    name, rest = _recipe("export", words)
-    default = Export(
-        root=f"runs/{name.replace(':', '-')}",
-        format=tyro.MISSING,
-        path=tyro.MISSING,
-        experiment=find(name)(),
-    )
-    options = tyro.cli(Export, default=default, args=rest, prog=f"ctxasr export {name}", config=_ONE_RECIPE)
-    store, shards = open_run(options.experiment, options.root, options.manifest)
-    line = layout.line(options.experiment)
-    if options.system not in line.transcripts:
-        raise ValueError(f"system '{options.system}' has no transcripts; choose one of {', '.join(line.transcripts)}.")
-    utterances = store.gather(line.corpus, shards)
-    own = pc.equal(utterances["split"], options.split)
-    written = export(
-        options.format,
-        options.path,
-        utterances=utterances.filter(own),
-        transcripts=join_windows(utterances, store.gather(line.transcripts[options.system], shards)).filter(own),
-        hypotheses=store.gather(line.nbest(options.system), shards).filter(own) if options.format == "nbest" else None,
-    )
-    left_out = f", {len(written.left_out)} without a text left out" if written.left_out else ""
-    print(f"{written.path}: {written.num_written} utterances{left_out}")
-    if written.failed:
-        shown = ", ".join(written.failed[:5]) + (", ..." if len(written.failed) > 5 else "")
-        print(f"{len(written.failed)} of them failed and are written as empty: {shown}", file=sys.stderr)
-    return 0
-
-
-def _show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    if as_json:
-        for row in rows:
-            print(json.dumps(row))
-        return
-    from rich.console import Console
-
-    from ctxasr_ray.report.steps import steps_table
-
-    console = Console()
-    console.width = console.width if console.is_terminal else WIDE
-    console.print(steps_table(rows))
 
 
 def _train(words: list[str]) -> int:
@@ -309,11 +83,11 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "evaluate": _evaluate,
     "sweep": sweep_recipe,
     "submit": submit,
-    "plan": _plan,
-    "status": _status,
-    "report": _report,
-    "audit": _audit,
-    "export": _export,
+    "plan": plan,
+    "status": status,
+    "report": report,
+    "audit": audit,
+    "export": export,
     "prepare": prepare,
     "train": _train,
     "score": score,

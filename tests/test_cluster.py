@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from ctxasr_ray import cli
+from ctxasr_ray import cli, run_commands
 
 ROOT = Path(__file__).parents[1]
 # RFC 1035 label; the operator appends to the name of a RayJob, so that 47 characters are left for it.
@@ -304,7 +304,7 @@ def test_the_entry_point_is_a_job_of_ours_with_options_that_its_parser_takes(job
     assert python == "python"
     assert script.startswith("/opt/ctxasr/")
     assert (ROOT / script.removeprefix("/opt/ctxasr/")).is_file()
-    parsed = cli.parse_evaluate("evaluate", [recipe, *options])
+    parsed = run_commands.parse_evaluate("evaluate", [recipe, *options])
     assert parsed.root.startswith("s3://"), "workers on several nodes need a root that all of them reach"
 
 
@@ -379,7 +379,8 @@ def test_a_file_that_is_no_cluster_is_refused(
     code, words = fit(["quickstart", "--cluster", str(tmp_path / "c.yaml")], capsys)
     assert (code, said in words) == (1, True), words
     assert fit(["quickstart", "--cluster", str(tmp_path / "none.yaml")], capsys)[0] == 1
-    assert fit(["quickstart", "--cluster"], capsys)[0] == 1
+    with pytest.raises(SystemExit, match="2"):
+        fit(["quickstart", "--cluster"], capsys)
 
 
 def test_the_standing_cluster_scales_per_role_and_is_as_closed_as_the_job() -> None:

@@ -1,5 +1,6 @@
 """The Ray executor: the same tables as the plain one, one pool per model, and refusals in words."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -69,6 +70,43 @@ def test_ray_and_inline_give_the_same_tables(cluster: None, tmp_path: Path) -> N
     again = run_ray(store, steps, shards)
     assert (again.done, again.skipped) == (0, summary.done)
     assert len(os.listdir(tmp_path / "log")) == 3 * len(shards)
+
+
+def listening(ancestor: int) -> dict[str, str]:
+    """Addresses that a process and all below it listen on, in hex as the kernel writes them, with who listens."""
+    parents, sockets = {}, {}
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            address, state, inode = (row.split()[place] for place in (1, 3, 9))
+            if state == "0A":
+                sockets[f"socket:[{inode}]"] = address.partition(":")[0]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    family = {ancestor}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    found = {}
+    for pid in family:
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                if (address := sockets.get(os.readlink(descriptor))) is not None:
+                    found[address] = Path(f"/proc/{pid}/cmdline").read_text()[:80]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="listening sockets are read from /proc")
+def test_nothing_of_a_local_cluster_listens_beyond_loopback(cluster: None) -> None:
+    from ctxasr_ray.distributed.cluster import ray
+
+    def worker() -> int:
+        return os.getpid()
+
+    assert ray.get(ray.remote(worker).remote()) != os.getpid()  # it listens too
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    found = listening(os.getpid())
+    assert found
+    assert {address: who for address, who in found.items() if address not in loopback} == {}
 
 
 class ThreadsConfig(FirstPassConfig):

@@ -26,6 +26,7 @@ for _name, _value in QUIET.items():
 
 import ray  # noqa: E402  # after QUIET, which it reads at import
 import ray.data  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 __all__ = [
@@ -63,25 +64,47 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    is_local = address is None and "RAY_ADDRESS" not in os.environ
+    if is_local:
         cpus = max(math.ceil(num_cpus), os.cpu_count() or 1)
         address = "local"  # None would join whatever cluster runs on this machine
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    for tries_left in (2, 1, 0):
+    with _on_loopback() if is_local else contextlib.nullcontext():
+        for tries_left in (2, 1, 0):
+            try:
+                with _silent_unless_it_fails():
+                    ray.init(address=address, **options)
+                break
+            except Exception:  # a busy machine can miss Ray's own 30 s for a local node, which raises a bare Exception
+                if not is_local or not tries_left:
+                    raise
+                ray.shutdown()
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
-            with _silent_unless_it_fails():
-                ray.init(address=address, **options)
-            break
-        except Exception:  # a busy machine can miss Ray's own 30 s for a local node, which raises a bare Exception
-            if address != "local" or not tries_left:
-                raise
+            yield
+        finally:
             ray.shutdown()
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Keeps a local cluster from other machines: its servers bind to every interface unless its node is 127.0.0.1.
+
+    Ray's own switch for that has the name of the systems where it is the default; for a node address given as
+    127.0.0.1 Ray puts the machine's public one.
+    """
+    switch = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before, was = os.environ.get(switch), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[switch], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         yield
     finally:
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = was
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 @contextlib.contextmanager

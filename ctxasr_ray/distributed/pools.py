@@ -38,6 +38,8 @@ SILENCE_S: Final = 4 * 3600
 """A dataset without a finished shard for so long has failed; one large shard can outlast Ray's 30 minutes."""
 SPARE_CPUS: Final = 1.0
 """By which the pools of a local Ray may ask for more than the machine has: light ones mostly wait."""
+MAX_INIT_DEATHS: Final = 3
+"""Actors of a pool that may die in a row before their first shard, where Ray's default gives up at the first."""
 WAVE: Final = 5000
 """Shards per dataset: bounds the driver's memory; a further dataset costs seconds and a model load."""
 _ROW: Final = pa.schema(
@@ -247,6 +249,7 @@ def _run_wave(run: Run, segment: Segment, shards: Sequence[Shard], connect: Call
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = SILENCE_S
+    context.max_consecutive_actor_init_deaths = MAX_INIT_DEATHS
     rows = [{"shard": json.dumps(shard.to_dict()), "reports": "[]", "fault": "", "why": ""} for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     hashes = {step.name: run.store.stage_hash(step) for step in _with_parents(segment.per_shard)}
