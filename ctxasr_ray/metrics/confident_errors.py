@@ -12,7 +12,7 @@ A system without tokens or confidences, windows of longer recordings and utteran
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -21,17 +21,18 @@ import pyarrow as pa
 
 from ctxasr_ray import align, text
 from ctxasr_ray.metrics.calibration import is_confidently_wrong
-from ctxasr_ray.metrics.counts import MetricCounts, errors_table, same_rows
+from ctxasr_ray.metrics.counts import CountOptions, MetricCounts, errors_table, same_rows
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS
 from ctxasr_ray.metrics.judged_words import JudgedWords, judge
-from ctxasr_ray.stage import Costs, Resources, Stage, light
+from ctxasr_ray.nbest import FlatNBest, flatten
+from ctxasr_ray.stage import Costs, Stage
 
 LOCKED_OUT: Final = 0.05
 """A gate weight below keeps the helper out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ConfidentErrorsConfig:
+class ConfidentErrorsConfig(CountOptions):
     """Counts both metrics. Reads UTTERANCES, the baseline's TRANSCRIPTS, the 1-best's TRANSCRIPTS, HYPOTHESES."""
 
     NAME: ClassVar[str] = "confident_errors"
@@ -43,22 +44,6 @@ class ConfidentErrorsConfig:
     }
     WRITES: ClassVar[str] = "errors"
 
-    normaliser: str = "whisper_english"
-    """One of `text.NORMALISERS`."""
-    alignment: str = "unit"
-    """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
-    resources: Resources = field(default_factory=light)
-    """Actors of the pool."""
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """The normaliser's version.
-
-        Raises:
-            ValueError: an unknown normaliser or alignment.
-        """
-        align.check_alignment(self.alignment)
-        return {"normaliser": text.versioned(self.normaliser)}
-
     def build(self) -> Stage:
         """Returns the counting function; there is no model to load."""
         self.fingerprint()
@@ -67,19 +52,19 @@ class ConfidentErrorsConfig:
     def _count(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         utterances, baseline, own, hypotheses = tables
         same_rows("hypotheses", hypotheses, "utterances", utterances)
-        lists = hypotheses.column("hypotheses").to_pylist()
+        flat = flatten(hypotheses)
         with costs.timed("judge"):
             first = judge(utterances, baseline, self.normaliser, self.alignment)
             is_baseline = own.equals(baseline)  # of the first pass's own list
             mine = first if is_baseline else judge(utterances, own, self.normaliser, self.alignment)
         whole = np.asarray(utterances.column("window_index").is_null()) & first.has_reference
-        wrong = _per_utterance(first, is_confidently_wrong(first.confidence, first.is_right), len(lists))
+        wrong = _per_utterance(first, is_confidently_wrong(first.confidence, first.is_right), len(flat.utterance_ids))
         with costs.timed("align"):
-            repairable = self._repairable(utterances.column("reference").to_pylist(), lists, first, whole, costs)
-        tokens, locked = self._gate(lists, own, mine)
-        knows = whole & np.isin(np.arange(len(lists)), first.utterance[first.known])
+            repairable = self._repairable(utterances.column("reference").to_pylist(), flat, first, whole, costs)
+        tokens, locked = _gate(hypotheses, flat, own, mine)
+        knows = whole & np.isin(np.arange(len(wrong)), first.utterance[first.known])
         gated = whole & (tokens >= 0)
-        nothing = np.zeros(len(lists), np.int64)
+        nothing = np.zeros(len(wrong), np.int64)
         label: dict[str, Any] = {"normaliser": self.normaliser, "word_class": "confident", "alignment": self.alignment}
         repair = align.Counts(repairable, nothing, np.where(knows, wrong - repairable, 0), nothing)
         lock = align.Counts(np.where(gated, locked, 0), nothing, np.where(gated, tokens - locked, 0), nothing)
@@ -92,7 +77,7 @@ class ConfidentErrorsConfig:
     def _repairable(
         self,
         references: list[str | None],
-        lists: list[list[dict[str, Any]]],
+        lists: FlatNBest,
         first: JudgedWords,
         whole: npt.NDArray[np.bool_],
         costs: Costs,
@@ -100,7 +85,8 @@ class ConfidentErrorsConfig:
         """(U,) confidently wrong words that some hypothesis lacks: its reference word right, or not inserted."""
         wrong = np.flatnonzero(is_confidently_wrong(first.confidence, first.is_right) & whole[first.utterance])
         rows = np.unique(first.utterance[wrong]).tolist()
-        texts = [(row, one) for row in rows for one in dict.fromkeys(h["text"] for h in lists[row])]
+        offsets = lists.offsets
+        texts = [(r, one) for r in rows for one in dict.fromkeys(lists.texts[offsets[r] : offsets[r + 1]])]
         known, heard = (
             text.units(side, self.normaliser, "word")
             for side in ([references[row] or "" for row, _ in texts], [one for _, one in texts])
@@ -124,7 +110,7 @@ class ConfidentErrorsConfig:
             of_row.setdefault(row, []).append(pair)
         lengths = [len(one.split()) for one in text.units([r or "" for r in references], self.normaliser, "word")]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        found = np.zeros(len(lists), np.int64)
+        found = np.zeros(len(references), np.int64)
         for word in wrong.tolist():
             row, place = int(first.utterance[word]), int(first.place[word] - starts[first.utterance[word]])
             mine = of_row.get(row, [])
@@ -134,24 +120,32 @@ class ConfidentErrorsConfig:
                 found[row] += any(first.words[word] not in inserted[pair] for pair in mine)
         return found
 
-    def _gate(
-        self, lists: list[list[dict[str, Any]]], transcripts: pa.Table, mine: JudgedWords
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(tokens of confidently wrong words, those of them that are locked out), (U,) each; -1 without tokens."""
-        wrong: dict[int, set[int]] = {}
-        chosen = is_confidently_wrong(mine.confidence, mine.is_right)
-        for row, raw in zip(mine.utterance[chosen].tolist(), mine.raw_word[chosen].tolist(), strict=True):
-            wrong.setdefault(row, set()).add(raw)
-        tokens, locked = np.full((2, len(lists)), -1, np.int64)
-        for row, index in enumerate(transcripts.column("hypothesis_index").to_pylist()):
-            said = {} if index is None else lists[row][index]
-            owners, entropies = said.get("token_words"), said.get("token_entropies")
-            if owners is None or entropies is None:
-                continue
-            mine_E = [e for owner, e in zip(owners, entropies, strict=True) if owner in wrong.get(row, ())]
-            weights = 1 / (1 + np.exp(-np.asarray(mine_E))) - 0.5
-            tokens[row], locked[row] = len(mine_E), int((weights < LOCKED_OUT).sum())
-        return tokens, locked
+
+def _gate(
+    hypotheses: pa.Table, lists: FlatNBest, transcripts: pa.Table, mine: JudgedWords
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(tokens of confidently wrong words, those of them that are locked out), (U,) each; -1 without tokens."""
+    wrong: dict[int, set[int]] = {}
+    chosen = is_confidently_wrong(mine.confidence, mine.is_right)
+    for row, raw in zip(mine.utterance[chosen].tolist(), mine.raw_word[chosen].tolist(), strict=True):
+        wrong.setdefault(row, set()).add(raw)
+    index = transcripts.column("hypothesis_index").combine_chunks()
+    rows = np.flatnonzero(index.is_valid())
+    said = (
+        hypotheses.column("hypotheses")
+        .combine_chunks()
+        .flatten()
+        .take(pa.array(lists.offsets[rows] + index.drop_null().to_numpy()))
+    )
+    columns = (said.field(name).to_pylist() for name in ("token_words", "token_entropies"))
+    tokens, locked = np.full((2, len(lists.utterance_ids)), -1, np.int64)
+    for row, owners, entropies in zip(rows.tolist(), *columns, strict=True):
+        if owners is None or entropies is None:
+            continue
+        mine_E = [e for owner, e in zip(owners, entropies, strict=True) if owner in wrong.get(row, ())]
+        weights = 1 / (1 + np.exp(-np.asarray(mine_E))) - 0.5
+        tokens[row], locked[row] = len(mine_E), int((weights < LOCKED_OUT).sum())
+    return tokens, locked
 
 
 def _per_utterance(words: JudgedWords, chosen: npt.NDArray[np.bool_], num: int) -> npt.NDArray[np.int64]:

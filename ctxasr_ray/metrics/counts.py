@@ -4,7 +4,7 @@ Shape letter: U utterances.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ctxasr_ray import align, text
 from ctxasr_ray.schema import ERROR_COUNT, ERRORS, ContractError, conform
+from ctxasr_ray.stage import Resources, light
 
 METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "wer": ("word", "all"),
@@ -34,6 +35,27 @@ METRIC_NAMES: Final[Mapping[tuple[str, str], str]] = {
 PAIRS_PER_STEP: Final = 1 << 16
 """Pairs that are aligned in one call, so that a million utterances need little memory and no vocabulary overflows."""
 COUNT_NAMES: Final = ("hits", "substitutions", "deletions", "insertions", "reference_length")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CountOptions:
+    """How a system's words are held against the reference, in the config of every stage that counts them."""
+
+    normaliser: str = "whisper_english"
+    """One of `text.NORMALISERS`, for all sides."""
+    alignment: str = "unit"
+    """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
+    resources: Resources = field(default_factory=light)
+    """Actors of the pool."""
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """The normaliser's version.
+
+        Raises:
+            ValueError: an unknown normaliser or alignment.
+        """
+        align.check_alignment(self.alignment)
+        return {"normaliser": text.versioned(self.normaliser)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ Reference:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctxasr_ray import align, text
-from ctxasr_ray.metrics.counts import PAIRS_PER_STEP, MetricCounts, errors_table, same_rows
+from ctxasr_ray.metrics.counts import PAIRS_PER_STEP, CountOptions, MetricCounts, errors_table, same_rows
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS, join_windows
-from ctxasr_ray.stage import Costs, Resources, Stage, light
+from ctxasr_ray.stage import Costs, Stage
 
 
 def wrong_words(references: align.Encoded, hypotheses: align.Encoded, alignment: str) -> npt.NDArray[np.bool_]:
@@ -39,7 +39,7 @@ def wrong_words(references: align.Encoded, hypotheses: align.Encoded, alignment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EditCountsConfig:
+class EditCountsConfig(CountOptions):
     """Counts `harmful_edits` and `helpful_edits` of a system against the baseline.
 
     Reads UTTERANCES, the baseline's TRANSCRIPTS, the system's TRANSCRIPTS, in this order.
@@ -49,22 +49,6 @@ class EditCountsConfig:
     STAGE_VERSION: ClassVar[int] = 1
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": WINDOW_COLUMNS, "transcripts": WORD_COLUMNS}
     WRITES: ClassVar[str] = "errors"
-
-    normaliser: str = "whisper_english"
-    """One of `text.NORMALISERS`, for all sides."""
-    alignment: str = "unit"
-    """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
-    resources: Resources = field(default_factory=light)
-    """Actors of the pool."""
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """The normaliser's version.
-
-        Raises:
-            ValueError: an unknown normaliser or alignment.
-        """
-        align.check_alignment(self.alignment)
-        return {"normaliser": text.versioned(self.normaliser)}
 
     def build(self) -> Stage:
         """Returns the counting function; there is no model to load."""

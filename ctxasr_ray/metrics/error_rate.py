@@ -11,6 +11,7 @@ from ctxasr_ray import align, text
 from ctxasr_ray.metrics.counts import (
     METRICS,
     PAIRS_PER_STEP,
+    CountOptions,
     MetricCounts,
     count_metric,
     errors_table,
@@ -18,7 +19,7 @@ from ctxasr_ray.metrics.counts import (
 )
 from ctxasr_ray.metrics.joined_windows import WINDOW_COLUMNS, WORD_COLUMNS, join_windows
 from ctxasr_ray.metrics.word_classes import WordClasses, WordLists, class_counts
-from ctxasr_ray.stage import Costs, Resources, Stage, light
+from ctxasr_ray.stage import Costs, Stage
 
 
 def count_metrics(
@@ -103,12 +104,13 @@ def _class_counts(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ErrorCountsConfig:
+class ErrorCountsConfig(CountOptions):
     """Counts errors against the reference; a failed utterance is all deletions, one without reference is left out.
 
     B-WER and U-WER count the utterances whose true phrases are known (UTTERANCES.keywords, never a context list), and
     stand in the results where a corpus has any. Windows of a recording with one reference are joined first
-    (`joined_windows`): its errors stand at window 0, and the rows of the other windows are empty.
+    (`joined_windows`): its errors stand at window 0, and the rows of the other windows are empty. orthographic_wer has
+    the normaliser `none` and mer `mandarin` in place of the one that is named.
     """
 
     NAME: ClassVar[str] = "error_rate"
@@ -121,14 +123,8 @@ class ErrorCountsConfig:
 
     metrics: tuple[str, ...] = ("wer", "cer", "orthographic_wer", "rare_wer", "biased_wer", "unbiased_wer")
     """Some of wer, cer, orthographic_wer (O-WER), mer (Chinese with English), rare_wer, biased_wer, unbiased_wer."""
-    normaliser: str = "whisper_english"
-    """One of `text.NORMALISERS`, for both sides; orthographic_wer has `none` and mer `mandarin` in its place."""
-    alignment: str = "unit"
-    """Costs of the alignment: unit (1/1/1) or nist (4/3/3)."""
     word_lists: WordLists = field(default_factory=WordLists)
     """Common and rare words."""
-    resources: Resources = field(default_factory=light)
-    """Actors of the pool."""
 
     def fingerprint(self) -> Mapping[str, str]:
         """The normaliser's version and the digests of word lists: they change numbers without a change of this config.
@@ -139,8 +135,7 @@ class ErrorCountsConfig:
         unknown = [metric for metric in self.metrics if metric not in METRICS]
         if unknown:
             raise ValueError(f"metrics: {unknown} are unknown; choose some of {', '.join(METRICS)}.")
-        align.check_alignment(self.alignment)
-        return {"normaliser": text.versioned(self.normaliser), **self.word_lists.fingerprint()}
+        return {**CountOptions.fingerprint(self), **self.word_lists.fingerprint()}
 
     def build(self) -> Stage:
         """Reads the word lists."""
