@@ -2,9 +2,10 @@
 
 From waveforms to N-best lists, one thread, one utterance at a time, on a random model of the Whisper-base
 architecture and on the shipped attention model (left out, saying so, where it is not there). Whisper's encoder always
-hears 30 s, on both sides once per utterance and at the same cost, so the goal is held on a full window of speech; a
-shorter utterance and the search alone, from the encoder's states on, are stated beside it. Both sides suppress the
-same tokens and rank by the sum; lists and scores must be equal before any time counts. Run it without arguments:
+hears 30 s, on both sides once per utterance, so the goal is held on a full window of speech; a shorter utterance and
+the search alone, from the encoder's states on, are stated beside it. Our loaded model multiplies in oneDNN where that
+is faster (`models/cpu_linear.py`), the peer as transformers loads it. Both sides suppress the same tokens and rank by
+the sum; lists and scores must be equal before any time counts. Run it without arguments:
 `python benchmarks/attention_search.py`. (`WhisperForConditionalGeneration.generate` itself returns copies of its
 1-best and is no peer.)
 """

@@ -129,7 +129,7 @@ def _score(command: str, words: Sequence[str]) -> int:
     from rich.console import Console
 
     from ctxasr_ray.metrics.score_files import json_rows, score_files
-    from ctxasr_ray.report.tables import terminal_table
+    from ctxasr_ray.report.terminal import terminal_tables
 
     options = tyro.cli(Score, args=list(words), prog=f"ctxasr {command}")
     if command == "compare" and len(options.hypotheses) < 2:
@@ -152,5 +152,5 @@ def _score(command: str, words: Sequence[str]) -> int:
             print(json.dumps(row, ensure_ascii=False))
     else:
         print(f"references: {Path(options.references).name}")
-        Console().print(terminal_table(results))
+        Console().print(terminal_tables(results))
     return 0

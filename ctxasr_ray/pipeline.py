@@ -90,6 +90,7 @@ def report(
 ) -> Path:
     """Writes the report folder of a finished run, whose `results` are given, and returns the path of its page."""
     from ctxasr_ray.report.landscapes import read_tuned
+    from ctxasr_ray.report.odd_phrases import odd_phrases
     from ctxasr_ray.report.page import write_report
 
     laid = line(experiment)
@@ -107,4 +108,5 @@ def report(
         system_costs={system: store.costs(laid.above(system), shards) for system in laid.transcripts},
         tuned=read_tuned(store, laid.fits, shards),
         contexts={system: store.gather(step, shards) for system, step in laid.contexts.items()},
+        findings=odd_phrases(step.config for step in laid.steps),
     )

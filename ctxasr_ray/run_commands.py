@@ -111,7 +111,8 @@ def evaluate(options: Evaluate) -> int:
 
     from ctxasr_ray import pipeline
     from ctxasr_ray.progress import shown
-    from ctxasr_ray.report.tables import results_records, terminal_table
+    from ctxasr_ray.report.tables import results_records
+    from ctxasr_ray.report.terminal import terminal_tables
 
     errors = Console(stderr=True)
     store, shards = open_run(options.experiment, options.root, options.manifest)
@@ -132,7 +133,7 @@ def evaluate(options: Evaluate) -> int:
     else:
         console = Console()
         console.width = console.width if console.is_terminal else WIDE
-        console.print(terminal_table(results))
+        console.print(terminal_tables(results))
     if not results.num_rows:
         errors.print("No utterance has a reference: there are no error rates; `ctxasr export` writes what was heard.")
     done = f"{summary.done + summary.redone} tables made, {summary.skipped} already committed"

@@ -57,7 +57,8 @@ def run_sweep(options: Sweep) -> int:
     from rich.console import Console
 
     from ctxasr_ray import pipeline
-    from ctxasr_ray.report.tables import results_records, terminal_table
+    from ctxasr_ray.report.tables import results_records
+    from ctxasr_ray.report.terminal import terminal_tables
 
     config, experiment = options.sweep, options.experiment
     axes = sweep.parse_axes(experiment, config.axes)
@@ -78,7 +79,7 @@ def run_sweep(options: Sweep) -> int:
         return 0
     console, errors = Console(), Console(stderr=True)
     console.print(_trials_table(rows, config))
-    console.print(terminal_table(results))
+    console.print(terminal_tables(results))
     picked = ", ".join(f"{key} {value}" for key, value in chosen.setting.items())
     errors.print(f"Chosen on dev among {len(outcomes)} settings: {picked}.", highlight=False)
     errors.print(f"Table of the trials: {table.resolve()}", highlight=False, soft_wrap=True)

@@ -470,6 +470,15 @@ def test_missing_ids_are_charged_as_deletions_and_extra_ids_are_counted() -> Non
         assert row["num_utterances"] == 40
 
 
+def test_single_utterances_as_blocks_are_said_once_with_every_split_that_has_them() -> None:
+    table = utterances([{"reference": "a b", "split": split} for split in ("dev", "test", "test")])
+    errors = run(ErrorCountsConfig(), table, transcripts(["a", "b", "a b"]))
+    config = SummaryConfig(systems=("first_pass", "again"), splits=("dev", "test"), num_replicates=10)
+    with pytest.warns(UserWarning, match="1 single utterances of c, dev and 2 single utterances of c, test") as said:
+        results(config, table, errors, errors)
+    assert len(said) == 1
+
+
 def test_missing_ids_are_charged_to_the_word_class_of_each_word() -> None:
     table = utterances([{"reference": "call Zorp now", "keywords": ["Zorp"]}, {"reference": "a", "keywords": []}])
     errors = run(biased(), table, transcripts(["call zorp now", "a"]))

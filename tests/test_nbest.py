@@ -161,9 +161,10 @@ def test_the_same_source_twice_is_refused() -> None:
         score_matrix(ragged(), [lm([-1.0, -2.0, -3.0], [], [-4.0], name="ctc")])
 
 
-def test_an_infinite_score_is_refused_where_it_is_written() -> None:
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+def test_a_score_that_is_no_number_is_refused_where_it_is_written(value: float) -> None:
     with pytest.raises(ContractError, match=r"utterance 'three'.*finite"):
-        lm([-1.0, float("-inf"), -3.0], [], [-4.0])
+        lm([-1.0, value, -3.0], [], [-4.0])
 
 
 def test_a_table_without_any_hypothesis_has_an_empty_matrix() -> None:

@@ -28,7 +28,7 @@ from made_run import (
 )
 from rich.console import Console
 
-from ctxasr_ray.report import cells, curves, figures, frames, pareto, tables
+from ctxasr_ray.report import cells, curves, figures, frames, pareto, tables, terminal
 from ctxasr_ray.report.changes import Changes, audio_source, most_changed
 from ctxasr_ray.report.comparison import compare
 from ctxasr_ray.report.costs import by_step
@@ -269,7 +269,7 @@ def test_markdown_cells_break_no_table() -> None:
 
 
 def test_the_terminal_table_fits_80_columns_and_explains_itself() -> None:
-    text = printed(tables.terminal_table(made_results()), 80)
+    text = printed(terminal.terminal_tables(made_results()), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "test, N=200" in text
     assert "192/55/28" in text
@@ -279,20 +279,35 @@ def test_the_terminal_table_fits_80_columns_and_explains_itself() -> None:
 
 
 def test_wide_terminals_keep_a_rate_and_its_interval_on_one_line() -> None:
-    text = printed(tables.terminal_table(made_results()), 100)
+    text = printed(terminal.terminal_tables(made_results()), 100)
     assert re.search(r"lm_rescoring +17\.20 \[15\.82,18\.58\] +-4\.10 \[-4\.90,-3\.30\] +<0\.001", text)
 
 
 def test_square_brackets_in_names_are_no_markup() -> None:
-    text = printed(tables.terminal_table(results_table([result("test", "lm_rescoring/[red]x", "wer", 0.2)])), 100)
+    text = printed(terminal.terminal_tables(results_table([result("test", "lm_rescoring/[red]x", "wer", 0.2)])), 100)
     assert "lm_rescoring/[red]x" in text
 
 
 def test_what_went_wrong_stands_beside_its_system() -> None:
     rows = [result("test", "first_pass", "wer", 0.2, num_failed=3, counts=[("missing_utterances", 2)], num_unscored=1)]
-    text = printed(tables.terminal_table(results_table(rows)), 120)
+    text = printed(terminal.terminal_tables(results_table(rows)), 120)
     assert "first_pass (3 failed, 2 missing, 1 unscored)" in text
     assert "charged as all deleted" in text
+
+
+def test_systems_whose_keywords_were_counted_stand_in_a_second_table() -> None:
+    rows = [result("test", name, "wer", 0.2) for name in ("first_pass", "oracle")]
+    assert "keyword" not in printed(terminal.terminal_tables(results_table(rows)), 80)
+    assert "recall" not in printed(terminal.terminal_tables(results_table(rows)), 80)
+    values = {"biased_wer": 0.5, "keyword_recall": 0.75, "keyword_precision": 0.6, "keyword_f1": 0.6667}
+    rows += [result("test", "first_pass", metric, value) for metric, value in values.items()]
+    rows += [result("test", "first_pass", "distractor_false_alarms", 4.0)]
+    text = printed(terminal.terminal_tables(results_table(rows)), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    second = text.partition("B-WER %")[2]
+    assert re.search(r"recall % +precision % +F1 % +false alarms", second)
+    assert re.search(r"first_pass +50\.00.* +75\.00.* +60\.00.* +66\.67 +4\.000", second)
+    assert "oracle" not in second
 
 
 def test_the_legend_says_what_the_bootstrap_drew_and_warns_of_single_utterances() -> None:

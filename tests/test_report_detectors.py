@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 from made_run import made_run, made_transcripts, made_utterances, result, results_table
 
+from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, SourceScores, hypotheses_table, scores_table
 from ctxasr_ray.report import detectors, findings, tables
+from ctxasr_ray.report.odd_phrases import odd_phrases
 from ctxasr_ray.report.page import write_report
 from ctxasr_ray.schema import CONTEXT, UTTERANCES
 
@@ -234,3 +236,14 @@ def test_a_run_without_faults_has_no_section_of_findings(tmp_path: Path) -> None
     page = write_report(tmp_path, title="x", **(run.arguments() | {"transcripts": perfect})).read_text()
     assert 'id="findings"' not in page
     assert json.loads((tmp_path / "findings.json").read_text()) == []
+
+
+def test_phrases_of_a_list_that_can_never_match_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "phrases.txt"
+    path.write_text("zimbrato\n:-)\n?!\n!!!\n!!\nnew york\nnew york\n", "utf-8")
+    config = ContextConfig(catalogue=str(path))
+    (found,) = odd_phrases([config, config, object()])
+    assert (found.severity, found.got) == ("warning", "4 lost_in_normalising")
+    assert found.where == f"{path}: ':-)', '?!', '!!!', ..."
+    path.write_text("zimbrato\n", "utf-8")
+    assert odd_phrases([config]) == []

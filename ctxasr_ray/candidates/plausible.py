@@ -164,17 +164,21 @@ class Plausible:
         """The trie of the catalogue's first phrases, made once per size."""
         if num_shared not in self._shared:
             with costs.timed("index"):
-                self._shared[num_shared] = self._trie(catalogue.phrases[:num_shared], catalogue.spellings[:num_shared])
+                self._shared[num_shared] = self._trie(
+                    catalogue.phrases[:num_shared], catalogue.spellings[:num_shared], speaks_up=True
+                )
         made = self._shared[num_shared]
         costs.peak("shared_phrases_lost_in_tokenisation", made.num_lost)
         costs.peak("trie_nodes", len(made.trie.token))
         return made
 
-    def _trie(self, phrases: Sequence[str], others: Sequence[Sequence[str]]) -> _Tries:
+    def _trie(self, phrases: Sequence[str], others: Sequence[Sequence[str]], *, speaks_up: bool = False) -> _Tries:
         from ctxasr_ray.keywords.tokenised import tokenised
         from ctxasr_ray.search.ctc_spotting import phrase_trie
 
         found = tokenised(phrases, others, self._model.spelling.labels)
+        if speaks_up:
+            found.speak_up(phrases, f"the shortlist '{self._config.NAME}'")
         trie = phrase_trie(found.spellings, len(self._model.vocabulary.pieces))
         return _Tries(trie=trie, owners=found.spellings.phrase, num_phrases=len(phrases), num_lost=len(found.lost))
 

@@ -95,6 +95,31 @@ def refuse_duplicates(path: str | Path, ids: Iterable[tuple[int, str]]) -> None:
         first[utterance_id] = line
 
 
+def refuse_other_corpus(
+    listed: Iterable[str], utterance_ids: Iterable[str], *, path: str, what: str, remedy: str
+) -> None:
+    """Refuses what a file has for utterances that the corpus does not have, which would be ignored in silence.
+
+    Args:
+        listed: Ids in the file.
+        utterance_ids: Of the whole corpus, all splits.
+        path: The file, for the message.
+        what: What it has, in the plural.
+        remedy: Ends the message.
+
+    Raises:
+        ValueError: names the first few ids.
+    """
+    known = set(utterance_ids)
+    extra = [f"'{utterance_id}'" for utterance_id in listed if utterance_id not in known]
+    if extra:
+        shown = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
+        raise ValueError(
+            f"{path}: {len(extra)} {what} are of utterances that the corpus does not have: {shown}; its own are like "
+            f"'{min(known, default='')}'. {remedy}"
+        )
+
+
 def folder_of(path: str | Path) -> str:
     """Gives the folder, or the URL, that relative audio paths of a manifest start from."""
     text = str(path)

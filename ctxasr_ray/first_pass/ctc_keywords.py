@@ -138,7 +138,7 @@ class PhraseAutomata:
         if size not in self._shared:
             assert catalogue is not None, "rows that name a catalogue were refused without it"
             self._shared[size] = self._build(
-                catalogue.phrases[:size], catalogue.weights()[:size], catalogue.spellings[:size]
+                catalogue.phrases[:size], catalogue.weights()[:size], catalogue.spellings[:size], speaks_up=True
             )
         shared, lost = self._shared[size]
         costs.peak("shared_phrases_lost_in_tokenisation", lost)
@@ -162,13 +162,20 @@ class PhraseAutomata:
         return shared, automaton
 
     def _build(
-        self, phrases: Sequence[str], weights: npt.ArrayLike, others: Sequence[Sequence[str]]
+        self,
+        phrases: Sequence[str],
+        weights: npt.ArrayLike,
+        others: Sequence[Sequence[str]],
+        *,
+        speaks_up: bool = False,
     ) -> "tuple[Automaton, int]":
         """(automaton, phrases that the model cannot write)."""
         from ctxasr_ray.keywords.automaton import build
         from ctxasr_ray.keywords.tokenised import tokenised
 
         found = tokenised(phrases, others, self._model.spelling.labels)
+        if speaks_up:  # once per list, not once per utterance
+            found.speak_up(phrases, f"the keyword boost '{self._boost.source}'")
         return build(found.spellings, self._boost.boost * np.asarray(weights), self._shape), len(found.lost)
 
 

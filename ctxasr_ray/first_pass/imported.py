@@ -14,7 +14,7 @@ from typing import ClassVar, Final
 import pyarrow as pa
 
 from ctxasr_ray.archive import AudioError, is_url, open_binary
-from ctxasr_ray.corpora.lines import ManifestError
+from ctxasr_ray.corpora.lines import ManifestError, refuse_other_corpus
 from ctxasr_ray.first_pass.nbest_formats import FORMATS
 from ctxasr_ray.first_pass.nbest_lists import IdRule, Listed
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
@@ -151,15 +151,13 @@ class ImportedConfig:
         Raises:
             ValueError: names the lists that would be ignored in silence.
         """
-        known = set(utterance_ids)
-        extra = [utterance_id for utterance_id in self.read() if utterance_id not in known]
-        if extra:
-            shown = ", ".join(f"'{utterance_id}'" for utterance_id in extra[:5])
-            raise ValueError(
-                f"{', '.join(self.paths)}: {len(extra)} lists are of utterances that the corpus does not have: {shown}"
-                f"{', ...' if len(extra) > 5 else ''}; its own are like '{min(known, default='')}'. Give the manifest "
-                "that was decoded, or remove those lists."
-            )
+        refuse_other_corpus(
+            self.read(),
+            utterance_ids,
+            path=", ".join(self.paths),
+            what="lists",
+            remedy="Give the manifest that was decoded, or remove those lists.",
+        )
 
     def _declared(self, listed: Listed, fields: Sequence[str]) -> Iterable[Hypothesis]:
         if not fields:

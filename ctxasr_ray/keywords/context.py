@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 
 from ctxasr_ray import text
+from ctxasr_ray.corpora.lines import refuse_other_corpus
 from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.phrase_files import Entry, format_of, read_bytes, read_lists
 from ctxasr_ray.schema import CONTEXT, ContractError, conform
@@ -66,15 +67,13 @@ class ContextConfig(CatalogueOptions):
         Raises:
             ValueError: names the lists that would be ignored in silence.
         """
-        known = set(utterance_ids)
-        extra = [utterance_id for utterance_id in self._lists() if utterance_id not in known]
-        if extra:
-            shown = ", ".join(f"'{utterance_id}'" for utterance_id in extra[:5])
-            raise ValueError(
-                f"'{self.lists}': {len(extra)} phrase lists are of utterances that the corpus does not have: {shown}"
-                f"{', ...' if len(extra) > 5 else ''}; its own are like '{min(known, default='')}'. Rename them to the "
-                "corpus's utterance_ids, or remove them."
-            )
+        refuse_other_corpus(
+            self._lists(),
+            utterance_ids,
+            path=f"'{self.lists}'",
+            what="phrase lists",
+            remedy="Rename them to the corpus's utterance_ids, or remove them.",
+        )
 
     def build(self) -> "ContextStage":
         """Reads the files."""

@@ -1,6 +1,7 @@
 """Reference and hypothesis files -> RESULTS: the same counting, intervals and signatures as in a run."""
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ from ctxasr_ray.metrics.spoken import Spoken
 from ctxasr_ray.metrics.summary import SummaryConfig
 from ctxasr_ray.metrics.transcript_files import read_hypotheses, read_references
 from ctxasr_ray.metrics.word_classes import WordLists
-from ctxasr_ray.schema import UTTERANCES, conform
+from ctxasr_ray.schema import RESULTS, UTTERANCES, conform
 from ctxasr_ray.stage import Costs
 
 BIASED: Final = ("biased_wer", "unbiased_wer")
@@ -70,16 +71,9 @@ def score_files(
     """
     spoken = read_references(references, form)
     systems = _named(hypotheses)
-    texts = {name: read_hypotheses(path, form, spoken) for name, path in systems.items()}
-    for name, found in texts.items():
-        if found.keys().isdisjoint(s.utterance_id for s in spoken):
-            raise ValueError(
-                f"{systems[name]}: shares no utterance id with {references}; for example "
-                f"'{next(iter(found), '')}' there and '{spoken[0].utterance_id}' here. Give files of one corpus."
-            )
-        _speak_up(name, {s.utterance_id: None for s in spoken}, found)
     if baseline is not None and baseline not in systems:
         raise ValueError(f"baseline '{baseline}' is not among the systems {list(systems)}.")
+    texts = {name: _heard(name, path, form, spoken, references) for name, path in systems.items()}
     utterances = _utterances(spoken, Path(references).stem)
     errors = [_errors(spoken, found, metrics, normaliser, alignment, word_lists) for found in texts.values()]
     config = SummaryConfig(
@@ -93,15 +87,7 @@ def score_files(
     whole = config.build()(utterances, *errors, costs=Costs())
     if group_by is None:
         return whole
-    groups = _groups(spoken, group_by)
-    ordered = utterances.take(pa.array(sorted(range(len(spoken)), key=lambda row: _order(groups[row]))))
-    by_group = ordered.set_column(
-        ordered.schema.get_field_index("corpus"), UTTERANCES.field("corpus"), pa.array(sorted(groups, key=_order))
-    )
-    rows = config.build()(by_group, *errors, costs=Costs()).to_pylist()
-    for row in rows:
-        row["condition"], row["corpus"] = [(group_by, row["corpus"])], whole.column("corpus")[0].as_py()
-    return pa.concat_tables([whole, pa.Table.from_pylist(rows, schema=whole.schema)])
+    return pa.concat_tables([whole, _by_group(group_by, _groups(spoken, group_by), config, utterances, errors)])
 
 
 def json_rows(results: pa.Table) -> list[dict[str, Any]]:
@@ -114,6 +100,36 @@ def json_rows(results: pa.Table) -> list[dict[str, Any]]:
         )
         rows[-1]["condition"] = dict(row["condition"])
     return rows
+
+
+def _heard(system: str, path: str, form: str, spoken: Sequence[Spoken], references: str | Path) -> Mapping[str, str]:
+    """The texts of a system by id; ids of one side only are named."""
+    found = read_hypotheses(path, form, spoken)
+    if found.keys().isdisjoint(s.utterance_id for s in spoken):
+        raise ValueError(
+            f"{path}: shares no utterance id with {references}; for example '{next(iter(found), '')}' there and "
+            f"'{spoken[0].utterance_id}' here. Give files of one corpus."
+        )
+    _speak_up(system, {s.utterance_id: None for s in spoken}, found)
+    return found
+
+
+def _by_group(
+    group_by: str, groups: Sequence[str], config: SummaryConfig, utterances: pa.Table, errors: Sequence[pa.Table]
+) -> pa.Table:
+    """RESULTS of each group, which stands in `condition`."""
+    corpus = utterances.column("corpus")[0].as_py()
+    ordered = utterances.take(pa.array(sorted(range(len(groups)), key=lambda row: _order(groups[row]))))
+    by_group = ordered.set_column(
+        ordered.schema.get_field_index("corpus"), UTTERANCES.field("corpus"), pa.array(sorted(groups, key=_order))
+    )
+    with warnings.catch_warnings():
+        # A group has few speakers by nature; the signatures say what was resampled, and the whole has warned.
+        warnings.filterwarnings("ignore", message="fewer than")
+        rows = config.build()(by_group, *errors, costs=Costs()).to_pylist()
+    for row in rows:
+        row["condition"], row["corpus"] = [(group_by, row["corpus"])], corpus
+    return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
 def _speak_up(system: str, expected: Mapping[str, object], found: Mapping[str, str]) -> None:

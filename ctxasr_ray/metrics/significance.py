@@ -11,7 +11,6 @@ Reference:
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -56,9 +55,7 @@ class Blocks:
 def choose_blocks(speaker_ids: Sequence[str | None], session_ids: Sequence[str | None]) -> Blocks:
     """Blocks by speaker; by session or by utterance where speakers are unknown or fewer than 10.
 
-    Warns:
-        UserWarning: utterances had to be taken for blocks, or even they are fewer than 10; intervals are then too
-            narrow where utterances of a speaker err together.
+    Intervals over utterances are too narrow where those of a speaker err together; `summary` warns of them, once.
     """
     num_utterances = len(speaker_ids)
     for kind, ids in (("speaker", speaker_ids), ("session", session_ids)):
@@ -66,11 +63,6 @@ def choose_blocks(speaker_ids: Sequence[str | None], session_ids: Sequence[str |
             _, index = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
             if index.max() + 1 >= MIN_BLOCKS:
                 return Blocks(kind=kind, index=index.astype(np.int64), num_blocks=int(index.max()) + 1)
-    warnings.warn(
-        f"fewer than {MIN_BLOCKS} speakers and sessions are known: intervals resample {num_utterances} single "
-        "utterances and may be too narrow. Give speaker_id or session_id in the manifest.",
-        stacklevel=2,
-    )
     return Blocks(kind="utterance", index=np.arange(num_utterances), num_blocks=num_utterances)
 
 

@@ -14,6 +14,7 @@ windows is one utterance, at its window 0; a system that cannot count it (an ora
 others, and has `left_out_utterances`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ import pyarrow as pa
 from ctxasr_ray.metrics.counts import read_errors
 from ctxasr_ray.metrics.coverage import charge_deletions, place, positions
 from ctxasr_ray.metrics.joined_windows import later_windows
+from ctxasr_ray.metrics.significance import MIN_BLOCKS
 from ctxasr_ray.metrics.summary_rows import GroupRows, SystemCounts
 from ctxasr_ray.metrics.word_classes import WordLists
 from ctxasr_ray.schema import RESULTS, ContractError, conform
@@ -109,9 +111,19 @@ class _Summary:
             corpus = np.asarray(utterances.column("corpus").to_pylist(), dtype=object)
             split = np.asarray(utterances.column("split").to_pylist(), dtype=object)
             later = later_windows(utterances)
+            narrow: list[str] = []
             for name in ((s, c) for s in self._config.splits for c in dict.fromkeys(corpus[split == s].tolist())):
                 members = (split == name[0]) & (corpus == name[1]) & ~later
-                rows += GroupRows(self._config, utterances, name, members, systems).rows(costs)
+                group = GroupRows(self._config, utterances, name, members, systems)
+                rows += group.rows(costs)
+                if group.num_single:
+                    narrow.append(f"{group.num_single:,} single utterances of {name[1]}, {name[0]}")
+        if narrow:
+            warnings.warn(
+                f"fewer than {MIN_BLOCKS} speakers and sessions are known: intervals resample {' and '.join(narrow)}; "
+                "they may be too narrow. Give speaker_id or session_id in the manifest.",
+                stacklevel=2,
+            )
         return conform(pa.Table.from_pylist(rows, schema=RESULTS), "results")
 
     def _read(self, utterances: pa.Table, tables: Sequence[pa.Table]) -> dict[str, SystemCounts]:

@@ -105,17 +105,17 @@ class GroupRows:
             unit = next(iter(found.values())).unit
             for rate in rates_of(metric, unit):
                 rows += self._rate_rows(rate, whole, counted) if whole else []
-                for name in [
-                    name for name in found if name not in whole
-                ]:  # other utterances: its rate does not compare
-                    alone = self._rate_rows(rate, {name: found[name]}, counted & found[name].counted)
-                    left_out = int((counted & ~found[name].counted).sum())
-                    alone[0]["counts"].append(("left_out_utterances", left_out))
-                    rows += alone
+                for name in found.keys() - whole.keys():
+                    rows += self._row_alone(rate, name, found[name], counted)
                 costs.count("bootstrap_replicates", self._options.num_replicates)
             if metric in _GAP_METRICS:
                 rows += self._gap_rows(whole, counted)
         return sorted(rows, key=lambda row: order[row["system"]])
+
+    @property
+    def num_single(self) -> int:
+        """Utterances that were resampled one by one since too few speakers and sessions are known."""
+        return max((own.num_blocks for own in self._blocks.values() if own.kind == "utterance"), default=0)
 
     def _rate_rows(
         self, rate: Rate, found: Mapping[str, MetricCounts], counted: npt.NDArray[np.bool_]

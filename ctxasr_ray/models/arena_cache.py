@@ -31,7 +31,7 @@ class ArenaLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
             room = max(64, 2 * self._buffers[0].shape[-2], self.used + new)
             self._buffers = [self._moved(b, room) for b in self._buffers]
         for buffer, state in zip(self._buffers, states, strict=True):
-            buffer[:, :, self.used : self.used + new] = state
+            buffer.narrow(2, self.used, new).copy_(state)
         self.used += new
         self._set_views()
         return self.keys, self.values
@@ -54,7 +54,7 @@ class ArenaLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         return larger
 
     def _set_views(self) -> None:
-        self.keys, self.values = (buffer[:, :, : self.used] for buffer in self._buffers)
+        self.keys, self.values = (buffer.narrow(2, 0, self.used) for buffer in self._buffers)
 
 
 class ArenaCache(Cache):  # type: ignore[misc]

@@ -129,6 +129,8 @@ def load_model(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
     """
     from transformers.utils import logging
 
+    from ctxasr_ray.models.cpu_linear import multiply_in_onednn
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # the run has one bar of its own
     try:
@@ -160,7 +162,7 @@ def load_model(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
             f"model '{checkpoint.name}': {files} lacks {len(missing)} weights that {type(model).__name__} needs, "
             f"first {missing[:3]}; give a checkpoint that was trained for this task."
         )
-    return model.eval()
+    return multiply_in_onednn(model.eval())
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

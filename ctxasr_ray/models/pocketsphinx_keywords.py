@@ -13,6 +13,7 @@ Reference:
 """
 
 import hashlib
+import logging
 import math
 import re
 import tempfile
@@ -34,6 +35,7 @@ from ctxasr_ray.models.pocketsphinx import (
     pronunciations,
 )
 
+_log = logging.getLogger(__name__)
 MAX_PRONUNCIATIONS: Final = 4
 """Of one phrase: each word may have several, and their combinations multiply."""
 MAX_PHONES: Final = 150
@@ -198,6 +200,9 @@ class KeywordSearch:
         made = searchable(catalogue, dictionary, words)
         self.phrases: Mapping[str, PhraseEntry] = {entry.name: entry for entry in made.entries}
         self.left_out = made.left_out
+        if self.left_out:
+            first = "; ".join(out.message for out in self.left_out[:3])
+            _log.warning("%s of %s phrases are not searched: %s", len(self.left_out), len(catalogue), first)
         self.counters: Mapping[str, int] = made.counters
         self.decoder = open_decoder(files)
         own = open_ngram(self.decoder, files.language)

@@ -22,7 +22,7 @@ from ctxasr_ray.models.checkpoint import CTC_HEAD, Checkpoint, check_vocabulary,
 from ctxasr_ray.models.seq2seq_decoding import Decoding, RowDecoding, TreeDecoding
 from ctxasr_ray.models.seq2seq_forced import ForcedScores, TeacherForcing
 from ctxasr_ray.models.seq2seq_tokens import Seq2SeqTokens
-from ctxasr_ray.models.whisper_decoding import WhisperTreeDecoding, is_plain_whisper
+from ctxasr_ray.models.whisper_decoding import WhisperWeights, is_plain_whisper
 from ctxasr_ray.recordings import CUT_OR_RAISE, Limits
 from ctxasr_ray.token_tree import Int32
 
@@ -251,7 +251,7 @@ class Seq2SeqModel:
         if "position_ids" in inspect.signature(self._decoder.forward).parameters:
             ways = [TreeDecoding, RowDecoding]
         if is_plain_whisper(self._decoder):
-            ways = [WhisperTreeDecoding, *ways]
+            ways = [WhisperWeights(self._decoder).decoding, *ways]
         for way in ways:
             decoding = way(self._decoder, self._head, states_1TD)
             decoding.start(self._ids(np.array([[start]])))
@@ -260,7 +260,7 @@ class Seq2SeqModel:
             off = float((got - expected).abs().max() / expected.std())
             if off <= PROBE_TOLERANCE[self._dtype_name]:
                 return way, reason if way is RowDecoding else None
-            reason = f"{way.__name__} is off by {off:.2g} of the logits' spread"
+            reason = f"{way.__qualname__} is off by {off:.2g} of the logits' spread"
         raise ValueError(f"model '{self.name}': its decoder cannot be stepped through exactly: {reason}.")
 
     def _whole(self, states_1TD: torch.Tensor, path: Sequence[int]) -> torch.Tensor:

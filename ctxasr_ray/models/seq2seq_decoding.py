@@ -15,7 +15,9 @@ from ctxasr_ray.models.arena_cache import ArenaCache
 MIN_GATHERED: Final = 64
 """A cache with fewer nodes is never gathered: the copy would cost more than the nodes."""
 WEIGHTS_FIRST_ROWS: Final = 8
-"""Most rows whose logits are computed as W x^T on a CPU."""
+"""Most rows whose logits are computed as W x^T on a CPU..."""
+WEIGHTS_FIRST_SIZE: Final = 2**20
+"""...and least numbers in W: 500 x 144 take 15 us as x W^T and 20 us as W x^T."""
 
 
 class Decoding(Protocol):
@@ -55,27 +57,29 @@ class TreeDecoding:
         self._decoder, self._head, self._states_UTD = decoder, head, states_UTD
         self._nodes = ArenaCache(len(decoder.layers))
         self._cache = EncoderDecoderCache(self._nodes, DynamicCache())
-        self._seen_UBK = torch.zeros(0, dtype=torch.bool)
-        self._depth = 0
+        self._mask_UBK = torch.zeros(0, dtype=states_UTD.dtype)
+        self._itself_BB = torch.zeros((0, 0), dtype=states_UTD.dtype)
+        self._depth, self._full = 0, MIN_GATHERED
 
     def start(self, prompts_UP: torch.Tensor) -> torch.Tensor:
         """As `Decoding.start`."""
         num, depth = prompts_UP.shape
-        causal_UPP = torch.ones((depth, depth), dtype=torch.bool, device=prompts_UP.device).tril().expand(num, -1, -1)
+        causal_PP = torch.full((depth, depth), self._hidden(), dtype=self._mask_UBK.dtype, device=prompts_UP.device)
+        causal_UPP = causal_PP.triu(1).expand(num, -1, -1)
         positions_UP = torch.arange(depth, device=prompts_UP.device).expand(num, -1)
         hidden_UPD = self._forward(prompts_UP, positions_UP, causal_UPP)
-        self._seen_UBK, self._depth = causal_UPP[:, -1:], depth
+        self._mask_UBK, self._depth = causal_UPP[:, -1:], depth
         self.last_states = hidden_UPD[:, -1:]
         return self._logits(hidden_UPD[:, -1])
 
     def advance(self, tokens_UB: torch.Tensor, parents_UB: torch.Tensor) -> torch.Tensor:
         """As `Decoding.advance`."""
-        above_UBK = self._seen_UBK.gather(1, parents_UB[:, :, None].expand(-1, -1, self._seen_UBK.shape[2]))
-        itself_UBB = torch.eye(tokens_UB.shape[1], dtype=torch.bool, device=tokens_UB.device).expand(
-            len(tokens_UB), -1, -1
-        )
-        self._seen_UBK = torch.cat([above_UBK, itself_UBB], dim=2)
-        hidden_UBD = self._forward(tokens_UB, torch.full_like(tokens_UB, self._depth), self._seen_UBK)
+        above_UBK = self._mask_UBK.gather(1, parents_UB[:, :, None].expand(-1, -1, self._mask_UBK.shape[2]))
+        if len(self._itself_BB) != tokens_UB.shape[1]:
+            others_BB = 1 - torch.eye(tokens_UB.shape[1], dtype=self._mask_UBK.dtype, device=tokens_UB.device)
+            self._itself_BB = others_BB * self._hidden()
+        self._mask_UBK = torch.cat([above_UBK, self._itself_BB.expand(len(tokens_UB), -1, -1)], dim=2)
+        hidden_UBD = self._forward(tokens_UB, torch.full_like(tokens_UB, self._depth), self._mask_UBK)
         self._depth += 1
         self._forget_dead()
         self.last_states = hidden_UBD
@@ -83,27 +87,30 @@ class TreeDecoding:
 
     def keep(self, rows: torch.Tensor) -> None:
         """As `Decoding.keep`."""
-        self._seen_UBK, self._states_UTD = self._seen_UBK[rows], self._states_UTD[rows]
-        num_slots = self._seen_UBK.shape[2]
+        self._mask_UBK, self._states_UTD = self._mask_UBK[rows], self._states_UTD[rows]
+        num_slots = self._mask_UBK.shape[2]
         self._nodes.gather(rows, torch.arange(num_slots, device=rows.device).expand(len(rows), -1))
         self._cache.cross_attention_cache.batch_select_indices(rows)
 
     def _forget_dead(self) -> None:
-        """Gathers the nodes that some beam still sees, once they are fewer than half."""
-        num_slots = self._seen_UBK.shape[2]
-        if num_slots < MIN_GATHERED:
+        """Gathers the nodes that some beam still sees, where a full cache finds them to be fewer than half."""
+        num_slots = self._mask_UBK.shape[2]
+        if num_slots < self._full:
             return
-        live_UK = self._seen_UBK.any(dim=1)
+        live_UK = (self._mask_UBK == 0).any(dim=1)
         most = int(live_UK.sum(dim=1).max())
+        self._full = max(MIN_GATHERED, 2 * most)
         if 2 * most >= num_slots:
             return
         slots_UK = live_UK.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        self._seen_UBK = self._seen_UBK.gather(2, slots_UK[:, None].expand(-1, self._seen_UBK.shape[1], -1))
+        self._mask_UBK = self._mask_UBK.gather(2, slots_UK[:, None].expand(-1, self._mask_UBK.shape[1], -1))
         self._nodes.gather(torch.arange(len(slots_UK), device=slots_UK.device), slots_UK)
 
-    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        dtype = self._states_UTD.dtype
-        mask = torch.full(seen.shape, torch.finfo(dtype).min, dtype=dtype, device=seen.device).masked_fill_(seen, 0.0)
+    def _hidden(self) -> float:
+        """What the mask adds where a node is not seen."""
+        return torch.finfo(self._mask_UBK.dtype).min
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self._decoder(
             input_ids=tokens,
             attention_mask=mask[:, None],
@@ -167,7 +174,8 @@ def head_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:
     rows on there is no difference.
     """
     num_rows = hidden.numel() // hidden.shape[-1]
-    if hidden.device.type != "cpu" or not 1 < num_rows <= WEIGHTS_FIRST_ROWS or head.bias is not None:
+    few = 1 < num_rows <= WEIGHTS_FIRST_ROWS and head.weight.numel() >= WEIGHTS_FIRST_SIZE
+    if hidden.device.type != "cpu" or not few or head.bias is not None:
         logits: torch.Tensor = head(hidden).float()
         return logits
     rows = torch.mm(head.weight, hidden.reshape(num_rows, -1).T).T

@@ -83,36 +83,45 @@ def write_report(
         ContractError: `results` breaks its schema, or tables of `tuned` do not belong together.
         OSError: the directory cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    records = results_records(results)
-    rows = lines(records)
-    steps = by_step(costs)
-    values = fitted.fitted_values(fits)
+    records, steps = results_records(results), by_step(costs)
+    rows, values = lines(records), fitted.fitted_values(fits)
     normaliser, alignment = way_of(records)
     compared = compare(utterances, transcripts, normaliser=normaliser, alignment=alignment)
     known = {key for row in rows for key in row.condition}
     by_condition = [*rows, *(row for row in slices(compared, baseline_of(records)) if not known & row.condition.keys())]
     charts = _charts(records, by_condition, steps, utterances, values, system_costs or {}, tuned)
-    found = [
-        *findings,
-        *find(
-            records=records,
-            lines=rows,
-            utterances=utterances,
-            transcripts=transcripts,
-            normaliser=normaliser,
-            hypotheses=hypotheses,
-            contexts=contexts,
-            fusions={each.system: _fusion(next(iter(each.tables.values()))) for each in tuned},
-        ),
-    ]
-    _speak_up(directory, found)
+    detected = find(
+        records=records,
+        lines=rows,
+        utterances=utterances,
+        transcripts=transcripts,
+        normaliser=normaliser,
+        hypotheses=hypotheses,
+        contexts=contexts,
+        fusions={each.system: _fusion(next(iter(each.tables.values()))) for each in tuned},
+    )
+    found = [*findings, *detected]
     changes = most_changed(compared, directory=directory, hypotheses=hypotheses)
+    page = _render(title, records, by_condition, charts, steps, utterances, values, changes, provenance, found)
+    markdown = results_markdown(results, title=title, costs=steps)
+    return _write_folder(directory, records, markdown, charts, found, page)
+
+
+def _write_folder(
+    directory: Path,
+    records: Sequence[Mapping[str, Any]],
+    markdown: str,
+    charts: Sequence[Chart],
+    found: Sequence[Finding],
+    page: str,
+) -> Path:
+    """Writes what was made, the page last; returns its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _speak_up(directory, found)
     _write(directory / "results.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
-    _write(directory / "results.md", results_markdown(results, title=title, costs=steps))
+    _write(directory / "results.md", markdown)
     for chart in charts:
         chart.png(directory)
-    page = _render(title, records, by_condition, charts, steps, utterances, values, changes, provenance, found)
     _write(directory / "index.html", page)
     return directory / "index.html"
 

@@ -1,4 +1,4 @@
-"""RESULTS as records, as lines of a table for people, as markdown and as a terminal table.
+"""RESULTS as records and as lines of a table for people, with the words and numbers that every table writes.
 
 A `Line` is one system on one split under one condition: the unit that a reader compares.
 """
@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from ctxasr_ray.report.systems import is_bound, is_percent, label, rank
 from ctxasr_ray.schema import SPLITS, conform
@@ -25,9 +22,6 @@ PRIMARY: Final = ("wer", "mer", "cer")
 
 BINNED: Final = ("reliability",)
 """Metrics whose rows are points of one curve; they are drawn, and make no lines of a table."""
-
-MAX_TERMINAL_LINES: Final = 60
-"""Longer tables leave lines by condition to the page."""
 
 
 def results_records(results: pa.Table) -> list[dict[str, Any]]:
@@ -231,49 +225,3 @@ def cells(row: Line, metric: str) -> list[str]:
         edits(record),
         f"{record['num_utterances']:,}",
     ]
-
-
-def terminal_table(results: pa.Table) -> Table:
-    """The results as a rich table: a row per system under its split, with a legend below.
-
-    Args:
-        results: A table that `schema.conform` accepts as "results".
-
-    Returns:
-        A renderable for `rich.print`; rates and intervals share a line from 95 columns.
-
-    Raises:
-        ContractError: the table breaks the RESULTS schema.
-    """
-    rows = every = lines(results_records(results))
-    if len(rows) > MAX_TERMINAL_LINES:
-        rows = main_lines(rows)
-    metric, *others = columns(rows)
-    shown = [other for other in others if other in ("cer", "real_time_factor")]
-    # Text, not str: names from outside may hold square brackets, which rich would read as markup.
-    cut = [f"{len(every) - len(rows):,} lines by condition stand on the page."] if len(rows) < len(every) else []
-    caption = Text("\n".join([*legend(rows), *cut]))
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=0)
-    table.add_column("split, system", overflow="fold", min_width=14)
-    table.add_column(f"{label(metric)} %", min_width=13)
-    table.add_column("change", min_width=14)
-    table.add_column("p", justify="right", no_wrap=True)
-    for head in ("S/D/I", *(f"{label(m)} %" if is_percent(m) else label(m) for m in shown)):
-        table.add_column(head, justify="right", no_wrap=True)
-    several = len({row.corpus for row in rows}) > 1
-    previous = None
-    for row in rows:
-        rate, bounds, delta, delta_bounds, p, counts, size = cells(row, metric)
-        group = (row.corpus, row.split, size)
-        if group != previous:
-            table.add_section()
-            name = f"{row.corpus}, {row.split}" if several else row.split
-            table.add_row(Text(f"{name}, N={group[2]}", style="bold"))
-        trouble = troubles(row.metrics[metric]) if metric in row.metrics else ""
-        name = f" {row.label} ({trouble})" if trouble else f" {row.label}"
-        # Without its space an interval stays in one piece where the cell wraps.
-        body = [f"{a} {b.replace(' ', '')}".strip() for a, b in ((rate, bounds), (delta, delta_bounds))]
-        rest = [p, counts, *(number(other, row.value(other)) for other in shown)]
-        table.add_row(*(Text(cell) for cell in (name, *body, *rest)))
-        previous = group
-    return table

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray.models.recogniser import Seq2SeqOptions
-from ctxasr_ray.nbest import SourceScores, flatten, scores_table
-from ctxasr_ray.recordings import COLUMNS, heard_ahead
+from ctxasr_ray.nbest import SourceScores
+from ctxasr_ray.recordings import COLUMNS, Heard
+from ctxasr_ray.scorers.heard_lists import score_heard_lists, unscored
 from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
@@ -63,32 +63,23 @@ class AttentionScorer:
             OSError: a fault of the disk or network while reading audio.
         """
         utterances, hypotheses = tables
-        flat = flatten(hypotheses)
-        bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
         languages = utterances.column("language").to_pylist()
-        rows, errors = [], []
-        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2, costs):
-            texts = flat.texts[slice(*bounds[heard.row])]
-            scores, error = self._scores(heard.samples, languages[heard.row], texts, costs), heard.error
-            if error is not None:
-                reason = f"{error[0]}: {error[1]}"
-                scores = self._unscored(texts, reason)
-            rows.append([scores])
-            errors.append(error)
-        return scores_table(flat.utterance_ids, rows, errors)
+        limits = self._model.limits(self._config.max_audio_s)
 
-    def _scores(
-        self, samples: "np.ndarray | None", language: str | None, texts: list[str], costs: Costs
-    ) -> SourceScores:
+        def score(heard: Heard, texts: list[str]) -> SourceScores:
+            return self._scores(heard, languages[heard.row], texts, costs)
+
+        return score_heard_lists(utterances, hypotheses, limits, self._config.source, score, costs)
+
+    def _scores(self, heard: Heard, language: str | None, texts: list[str], costs: Costs) -> SourceScores:
+        assert heard.samples is not None
         tokens = self._model.tokens
-        if samples is None or not texts:
-            return self._unscored(texts, None)
         prompt, error = tokens.prompt_of(language, self._config.language)
         if prompt is None:
-            return self._unscored(texts, None if error is None else f"{error[0]}: {error[1]}")
+            return unscored(self._config.source, texts, error and ": ".join(error))
         ids = tokens.encode(texts)
         with costs.timed("model"):
-            forced = self._model.forced_scores(self._model.encode([samples])[0], prompt, ids)
+            forced = self._model.forced_scores(self._model.encode([heard.samples])[0], prompt, ids)
         costs.count("tokens_scored", sum(len(i) for i in ids))
         reasons = list(forced.reasons)
         for i, text in enumerate(texts):
@@ -100,10 +91,4 @@ class AttentionScorer:
             eos_log_probs=[None if r else float(v) for v, r in zip(forced.eos_log_probs, reasons, strict=True)],
             num_tokens=[len(i) for i in ids],
             reasons=reasons,
-        )
-
-    def _unscored(self, texts: list[str], reason: str | None) -> SourceScores:
-        nothing = [None] * len(texts)
-        return SourceScores(
-            source=self._config.source, log_probs=nothing, eos_log_probs=nothing, reasons=[reason] * len(texts)
         )

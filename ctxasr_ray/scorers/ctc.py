@@ -18,6 +18,7 @@ from ctxasr_ray import text
 from ctxasr_ray.models.recogniser import CtcOptions
 from ctxasr_ray.nbest import SourceScores, flatten, scores_table
 from ctxasr_ray.recordings import COLUMNS, Heard, heard_batches
+from ctxasr_ray.scorers.heard_lists import unscored
 from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
@@ -128,4 +129,4 @@ class CtcScorer:
         )
 
     def _unscored(self, texts: list[str], reason: str | None) -> SourceScores:
-        return SourceScores(source=self._config.source, log_probs=[None] * len(texts), reasons=[reason] * len(texts))
+        return unscored(self._config.source, texts, reason, has_end=False)

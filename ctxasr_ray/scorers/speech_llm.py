@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray.models.hearing_options import HearingOptions
-from ctxasr_ray.nbest import SourceScores, flatten, scores_table
-from ctxasr_ray.recordings import COLUMNS, heard_ahead
+from ctxasr_ray.nbest import SourceScores
+from ctxasr_ray.recordings import COLUMNS, Heard
 from ctxasr_ray.scorers.causal_lm import source_scores
+from ctxasr_ray.scorers.heard_lists import score_heard_lists
 from ctxasr_ray.stage import Costs, Resources
 
 if TYPE_CHECKING:
@@ -63,39 +64,31 @@ class SpeechLlmScorer:
             OSError: a fault of the disk or network while reading audio.
             ValueError: the next utterance is to be heard, and the shard has only one.
         """
-        from ctxasr_ray.models.causal_lm import ScoreRequest
-
         utterances, hypotheses = tables
         if self._config.hears == "next":
             utterances = _moved_on(utterances)
-        flat = flatten(hypotheses)
-        bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
-        rows, errors = [], []
-        for heard in heard_ahead(utterances, self._model.limits(self._config.max_audio_s), 2, costs):
-            texts, error = flat.texts[slice(*bounds[heard.row])], heard.error
-            errors.append(error)
-            if heard.samples is None or not texts:
-                reason = None if error is None else f"{error[0]}: {error[1]}"
-                rows.append([self._unscored(len(texts), reason)])
-                continue
-            ids = self._model.tokens.encode(texts)
-            with costs.timed("encoder"):
-                prefix = self._model.prefix(heard.samples)
-            with costs.timed("llm"):
-                (scores,) = self._model.lm.score([ScoreRequest(prefix, ids)], costs)
-            reasons = list(scores.reasons)
-            for i, text in enumerate(texts):
-                if text.strip() and (not len(ids[i]) or self._model.tokens.num_unknown(ids[i])):
-                    reasons[i] = f"text: the tokenizer has no token for {text[:40]!r}"
-            has_end = self._model.lm.eos_token_id is not None
-            rows.append([source_scores(self._config.source, scores, ids, reasons, has_end=has_end)])
-        return scores_table(flat.utterance_ids, rows, errors)
+        limits = self._model.limits(self._config.max_audio_s)
 
-    def _unscored(self, num: int, reason: str | None) -> SourceScores:
-        nothing = [None] * num
-        return SourceScores(
-            source=self._config.source, log_probs=nothing, eos_log_probs=nothing, reasons=[reason] * num
-        )
+        def score(heard: Heard, texts: list[str]) -> SourceScores:
+            return self._scores(heard, texts, costs)
+
+        return score_heard_lists(utterances, hypotheses, limits, self._config.source, score, costs)
+
+    def _scores(self, heard: Heard, texts: list[str], costs: Costs) -> SourceScores:
+        from ctxasr_ray.models.causal_lm import ScoreRequest
+
+        assert heard.samples is not None
+        ids = self._model.tokens.encode(texts)
+        with costs.timed("encoder"):
+            prefix = self._model.prefix(heard.samples)
+        with costs.timed("llm"):
+            (scores,) = self._model.lm.score([ScoreRequest(prefix, ids)], costs)
+        reasons = list(scores.reasons)
+        for i, text in enumerate(texts):
+            if text.strip() and (not len(ids[i]) or self._model.tokens.num_unknown(ids[i])):
+                reasons[i] = f"text: the tokenizer has no token for {text[:40]!r}"
+        has_end = self._model.lm.eos_token_id is not None
+        return source_scores(self._config.source, scores, ids, reasons, has_end=has_end)
 
 
 def _moved_on(utterances: pa.Table) -> pa.Table:

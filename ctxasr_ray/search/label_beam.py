@@ -3,6 +3,7 @@
 All rows are equally deep; letters and rules are those of `search.label_synchronous`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -140,19 +141,19 @@ class LabelBeam:
             self._finish_unended(candidates)
             return [], []
         totals = np.array([path.total for path in self._paths])
-        scores = (totals[:, None] + candidates.gains[: len(totals)]).ravel()
-        order = np.argsort(-scores, kind="stable")
-        width = candidates.tokens.shape[1]
+        sums = (totals[:, None] + candidates.gains[: len(totals)]).ravel()
+        order, scores = np.argsort(-sums, kind="stable").tolist(), sums.tolist()
+        width, written_tokens = candidates.tokens.shape[1], candidates.tokens.tolist()
         tokens: list[int] = []
         parents: list[int] = []
         paths: list[_Path] = []
         written: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
         rank = -1
-        for place in order.tolist():
+        for place in order:
             row, column = divmod(place, width)
-            if not np.isfinite(scores[place]) or len(paths) == self._size or rank + 1 == 2 * self._size:
+            if not math.isfinite(scores[place]) or len(paths) == self._size or rank + 1 == 2 * self._size:
                 break
-            token = int(candidates.tokens[row, column])
+            token = written_tokens[row][column]
             path = self._paths[row]
             rest = candidates.copies.get((row, column), path.rest[1:])
             text = (*path.tokens, token)
@@ -162,7 +163,7 @@ class LabelBeam:
             rank += 1
             if token == self._eos_id:
                 if rank < self._size:
-                    self._finish(self._paths[row], float(candidates.eos_log_probs[row]), total=float(scores[place]))
+                    self._finish(self._paths[row], float(candidates.eos_log_probs[row]), total=scores[place])
                 continue
             tokens.append(token)
             parents.append(row)
@@ -174,7 +175,7 @@ class LabelBeam:
                     text,
                     (*path.log_probs, float(candidates.log_probs[row, column])),
                     (*path.entropies, float(candidates.entropies[row])),
-                    float(scores[place]),
+                    scores[place],
                     rest,
                     copied,
                 )
@@ -187,7 +188,7 @@ class LabelBeam:
         if len(self._finished) < self._size:
             return False
         depth, total = len(self._paths[0].tokens), self._paths[0].total
-        further = range(self._max_tokens - depth + 1)
+        further = range(self._max_tokens - depth + 1) if self._penalty or self._max_gain else (0,)
         best = max((total + self._max_gain * more) / (depth + 1 + more) ** self._penalty for more in further)
         return bool(best <= self._finished[-1].score)
 

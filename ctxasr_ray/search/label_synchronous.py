@@ -24,6 +24,7 @@ Letters: U utterances, B beams, C candidates of a beam, V vocabulary, L tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -139,8 +140,10 @@ class LabelSynchronousSearch:
         self._no_repeat = no_repeat
         self._num_candidates = (PRE_PRUNED if ctc_weight else 2) * beam_size
         tokens = model.tokens
-        self._never_V = torch.from_numpy(tokens.suppressed).to(model.device)
-        self._not_first_V = torch.from_numpy(tokens.suppressed | tokens.begin_suppressed).to(model.device)
+        self._never_V, self._not_first_V = (
+            torch.zeros(len(banned), device=model.device).masked_fill_(torch.from_numpy(banned).to(model.device), -inf)
+            for banned in (tokens.suppressed, tokens.suppressed | tokens.begin_suppressed)
+        )
         self.steps = 0
         """Decoder passes so far."""
 
@@ -231,21 +234,21 @@ class LabelSynchronousSearch:
     ) -> list[Candidates]:
         import torch
 
-        normalisers_UB = logits_UBV.logsumexp(-1)
-        shifted_UBV = logits_UBV - normalisers_UB[:, :, None]
+        shifted_UBV = logits_UBV.log_softmax(-1)
         entropies_UB = -(shifted_UBV.exp() * shifted_UBV).sum(-1)
         eos_UB = shifted_UBV[:, :, self._model.tokens.eos_id]
         ranked_UBV, added_UBV = (shifted_UBV, None) if fusion is None else fusion.ranked(shifted_UBV)
         sums_UBV = ranked_UBV if added_UBV is None else ranked_UBV + added_UBV
         num = min(self._num_candidates, shifted_UBV.shape[2])
-        allowed_UBV = sums_UBV.masked_fill(never_V, -float("inf"))
+        allowed_UBV = sums_UBV + never_V
         for utterance, row, token in again:
-            allowed_UBV[utterance, row, token] = -float("inf")
+            allowed_UBV[utterance, row, token] = -inf
         best = allowed_UBV.topk(num, dim=-1)
-        shifted_UBC, ranked_UBC = (
-            t.gather(2, best.indices).masked_fill(never_V[best.indices], -float("inf"))
-            for t in (shifted_UBV, ranked_UBV)
-        )
+        shifted_UBC, ranked_UBC = best.values, best.values
+        if fusion is not None:
+            shifted_UBC, ranked_UBC = (
+                t.gather(2, best.indices) + never_V[best.indices] for t in (shifted_UBV, ranked_UBV)
+            )
         tokens, eos, entropies = (_numpy(t) for t in (best.indices, eos_UB, entropies_UB))
         added = None if added_UBV is None else _numpy(added_UBV.gather(2, best.indices))
         written, ranked = list(_numpy(shifted_UBC)), list(_numpy(ranked_UBC))
