@@ -62,7 +62,7 @@ Candidates: TypeAlias = UnionConfig | KeywordCandidatesConfig
 
 
 def asset(name: str) -> str:
-    """Path of a model directory that ships with the package: ctc, lm or attention."""
+    """Path of a model directory that ships with the package: ctc, lm, attention, speech_lm, ..."""
     return str(Path(__file__).parent / "assets" / name)
 
 

@@ -40,7 +40,9 @@ class FrameEncoder:
         from transformers import AutoFeatureExtractor, AutoModel
 
         model = load_model(AutoModel, checkpoint, dtype=getattr(torch, dtype)).to(device)
-        self.module: Any = model.get_encoder() if model.config.is_encoder_decoder else model
+        # Parakeet is loaded with its CTC head, around an encoder that has a config of its own.
+        whole = not model.config.is_encoder_decoder and not hasattr(model.config, "encoder_config")
+        self.module: Any = model if whole else model.get_encoder()
         try:
             self.extractor: Any = AutoFeatureExtractor.from_pretrained(
                 str(checkpoint.directory), trust_remote_code=False, local_files_only=True

@@ -1,7 +1,6 @@
 """Models that hear as rescorers: their rows over one N-best list, and the lists that they are trained on."""
 
 from pathlib import Path
-from typing import Final
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Experiment, Rescoring, asset
@@ -10,9 +9,6 @@ from ctxasr_ray.models.speech_lm import QUANTISER
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
-
-SPEECH_LM: Final = "runs/train/speech_lm/model"
-"""What `ctxasr train speech_lm` writes."""
 
 
 def speech_lm_rescorings(model: str, *, adapter: str | None = None, name: str = "speech_lm") -> dict[str, Rescoring]:
@@ -37,7 +33,7 @@ def speech_lm_rescorings(model: str, *, adapter: str | None = None, name: str = 
 
 def training_lists() -> Experiment:
     """Lists of speech that no shipped model has heard, for `ctxasr train speech_lm_mwer`: --root runs/train/lists."""
-    rows = speech_lm_rescorings(SPEECH_LM)
+    rows = speech_lm_rescorings(asset("speech_lm"))
     return Experiment(
         first_pass=AttentionConfig(model=asset("attention"), beam_size=8, num_hypotheses=8, max_tokens=96),
         rescorings={"speech_lm/speech_first": rows["speech_lm/speech_first"]},

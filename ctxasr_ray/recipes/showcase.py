@@ -15,6 +15,7 @@ from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
+from ctxasr_ray.recipes.hearing import speech_lm_rescorings
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
@@ -45,7 +46,10 @@ def showcase() -> Experiment:
         context=long,
         rescorings={f"lm_rescoring/n{size}": Rescoring(scorers=(lm,), num_hypotheses=size) for size in (16, 64)},
         branches={
-            "first_pass/attention": Branch(nbest=attention, rescorings={"lm_rescoring/attention": rescored}),
+            "first_pass/attention": Branch(
+                nbest=attention,
+                rescorings={"lm_rescoring/attention": rescored, **speech_lm_rescorings(asset("speech_lm"))},
+            ),
             "first_pass/joint": Branch(nbest=replace(attention, ctc_weight=0.3, source="joint")),
             "union": Branch(
                 nbest=UnionConfig(own_scores="record"),

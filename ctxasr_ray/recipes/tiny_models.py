@@ -32,6 +32,8 @@ CTC: Final = str(Path(__file__).parents[1] / "assets" / "ctc")
 """The shipped CTC recogniser, whose encoder hears for the speech-text LM."""
 ATTENTION: Final = str(Path(__file__).parents[1] / "assets" / "attention")
 """The shipped attention recogniser, which hears for the LLM recogniser and beside which the copy head learns."""
+SPEECH_LM: Final = str(Path(__file__).parents[1] / "assets" / "speech_lm")
+"""The shipped speech-text LM; MWER updates it, and the LLM recogniser writes with it."""
 CTC_START: Final = "runs/train/ctc_start/model"
 """What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
 
@@ -136,14 +138,14 @@ def train_attention() -> TrainingConfig:
 
 
 def train_speech_lm() -> TrainingConfig:
-    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 8 hours of speech and more text."""
+    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 15 hours of speech and more text."""
     return TrainingConfig(
         name="speech_lm",
         seed=16,
         task=SpeechTextTask(
-            train=SyntheticSpeech(num_utterances=6000),
+            train=SyntheticSpeech(num_utterances=12_000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
-            text=SyntheticText(num_sentences=6000, num_seeds=40),
+            text=SyntheticText(num_sentences=12_000, num_seeds=40),
             initial=LM,
             encoder=CTC,
             layer=4,
@@ -151,9 +153,10 @@ def train_speech_lm() -> TrainingConfig:
             num_quantiser_utterances=300,
             mix=Mix(text=0.15, speech_then_text=0.45, text_then_speech=0.05, alternating=0.35),
         ),
-        num_steps=1800,
+        num_steps=4500,
         batch_size=2048,
         optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=100, weight_decay=0.02),
+        precision="bfloat16",
         evaluate_every=300,
     )
 
@@ -174,7 +177,7 @@ def train_speech_lm_mwer() -> TrainingConfig:
         task=MwerTask(
             train=lists,
             dev=replace(lists, split="dev"),
-            initial="runs/train/speech_lm/model",
+            initial=SPEECH_LM,
             lora=Lora(rank=8, alpha=16.0),
         ),
         num_steps=200,
@@ -186,44 +189,40 @@ def train_speech_lm_mwer() -> TrainingConfig:
 
 
 def train_speech_llm_adapter() -> TrainingConfig:
-    """Trains the adapter of the tiny LLM recogniser to spell by CTC in the shipped LM's own embeddings."""
+    """Trains the adapter of the tiny LLM recogniser, in front of the speech-text LM as it is."""
     return TrainingConfig(
         name="speech_llm_adapter",
         seed=17,
         task=SpeechLlmTask(
-            train=SyntheticSpeech(num_utterances=3000, first=12_000),  # not what the encoder was trained on
+            train=SyntheticSpeech(num_utterances=6000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
-            encoder=ATTENTION,
-            llm=LM,
+            encoder=CTC,
+            llm=SPEECH_LM,
             adapter=AdapterConfig(stack=2, width=512),
-            ctc_weight=1.0,
+            prompt="<speech>{speech}</speech><text>",
+            warp=0.15,
             features_directory="runs/train/speech_llm_features",
         ),
-        num_steps=600,
-        batch_size=4096,
+        num_steps=800,
+        batch_size=2048,
         optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=50, weight_decay=0.01),
+        precision="bfloat16",
+        evaluate_every=200,
     )
 
 
 def train_speech_llm() -> TrainingConfig:
-    """Trains the adapter of `train_speech_llm_adapter` on, together with a LoRA of the shipped LM."""
+    """Trains the adapter of `train_speech_llm_adapter` on, together with a LoRA of the speech-text LM."""
     start = train_speech_llm_adapter()
     assert isinstance(start.task, SpeechLlmTask)
     task = replace(
         start.task,
         initial="runs/train/speech_llm_adapter/model",
-        lora=Lora(rank=32, alpha=64.0),
+        lora=Lora(rank=16, alpha=32.0),
         trained=("adapter", "llm"),
-        ctc_weight=0.2,
     )
-    return replace(
-        start,
-        name="speech_llm",
-        seed=18,
-        task=task,
-        num_steps=1200,
-        batch_size=2048,
-    )
+    optimiser = replace(start.optimiser, learning_rate=1e-3)
+    return replace(start, name="speech_llm", seed=18, task=task, num_steps=1200, optimiser=optimiser)
 
 
 def train_copy_head() -> TrainingConfig:

@@ -41,7 +41,7 @@ class SpeechLlmTask:
     train: SyntheticSpeech | TableSpeech
     dev: SyntheticSpeech | TableSpeech
     encoder: str
-    """Hugging Face directory or hub id of a model with a windowed speech encoder (Whisper and its kin)."""
+    """Hugging Face directory or hub id of a model with a speech encoder that reads log-mel features."""
     llm: str
     """The same of a causal LM."""
     initial: str | None = None
@@ -56,6 +56,8 @@ class SpeechLlmTask:
     leaves the LLM out altogether."""
     prompt: str = "{speech}"
     """As of `models.speech_prompt`."""
+    warp: float = 0.0
+    """Largest stretch of the mel axis of the training speech before it is encoded; see `heard.warp_mel`."""
     features_directory: str | None = runtime_field(None)
     """Where features and encoder states lie; None keeps them in the run's directory."""
 
@@ -78,7 +80,7 @@ class SpeechLlmTraining:
             num_processes: For the features.
 
         Raises:
-            ValueError: an encoder without a window, or an earlier model that does not fit.
+            ValueError: an encoder of raw audio, or an earlier model that does not fit.
         """
         import torch
         from transformers import AutoModelForCausalLM
@@ -88,8 +90,11 @@ class SpeechLlmTraining:
 
         self._config = config
         encoder = FrameEncoder(checkpoint.resolve(config.encoder))
-        if not hasattr(encoder.extractor, "n_samples"):
-            raise ValueError(f"encoder '{config.encoder}' has no fixed window; training takes Whisper's kind.")
+        if encoder.extractor.model_input_names[0] != "input_features":
+            raise ValueError(
+                f"encoder '{config.encoder}' reads {encoder.extractor.model_input_names[0]}; training takes encoders "
+                "of log-mel features, such as Whisper's or Parakeet's."
+            )
         source = checkpoint.resolve(config.llm)
         self._tokenizer = checkpoint.load_tokenizer(source)
         self._blank = self._tokenizer.pad_token_id
@@ -105,9 +110,9 @@ class SpeechLlmTraining:
         self.model: Any = torch.nn.ModuleDict(parts)
         parent = directory if config.features_directory is None else Path(config.features_directory)
         heard = {}
-        for name, speech in (("train", config.train), ("dev", config.dev)):
+        for name, speech, warp in (("train", config.train, config.warp), ("dev", config.dev, 0.0)):
             spoken = features.compute(speech, encoder.extractor, parent / name, num_processes=num_processes)
-            heard[name] = spoken, encoded.encode(spoken, encoder, parent / f"{name}_states.npy")
+            heard[name] = spoken, encoded.encode(spoken, encoder, parent / f"{name}_states.npy", warp=warp)
         self._train: tuple[Features, Encoded] = heard["train"]
         self._dev: tuple[Features, Encoded] = heard["dev"]
         self._examples, self.left_out = self._usable(self._train[0])
