@@ -26,7 +26,14 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
   .venv/bin/ray start --head --node-ip-address="$head" --port="$port" --num-cpus="$SLURM_CPUS_PER_TASK" \
   --include-dashboard=false --disable-usage-stats --block &
-sleep 20
+for ((waited = 0; ; waited++)); do
+  if (: > "/dev/tcp/$head/$port") 2> /dev/null; then break; fi
+  if ! kill -0 $! 2> /dev/null || ((waited == ${HEAD_WAIT_S:-300})); then
+    echo "slurm.sh: the Ray head on $head did not answer on port $port within $waited s; what it said stands above." >&2
+    exit 1
+  fi
+  sleep 1
+done
 for node in "${nodes[@]:1}"; do
   srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap \
     .venv/bin/ray start --address="$head:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats --block &

@@ -399,7 +399,7 @@ def test_the_standing_cluster_scales_per_role_and_is_as_closed_as_the_job() -> N
 
 
 @pytest.mark.parametrize("name", ["launcher_aws", "launcher_hosts"])
-def test_ray_itself_takes_the_launcher_files(name: str) -> None:
+def test_ray_itself_takes_the_launcher_files(name: str, tmp_path: Path) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     text = (ROOT / "cluster" / f"{name}.yaml").read_text()
@@ -408,6 +408,16 @@ def test_ray_itself_takes_the_launcher_files(name: str) -> None:
     assert "RAY_AUTH_MODE=token" in " ".join(prepared["docker"]["run_options"])
     assert "--dashboard-host=127.0.0.1" in " ".join(prepared["head_start_ray_commands"])
     assert not re.search(r"AKIA|BEGIN .*KEY|secret", text)
+    (check,) = prepared["setup_commands"]
+    assert "ray/.ray/auth_token" in next(iter(prepared["file_mounts"]))
+    for place, expected in ((tmp_path / "with", 0), (tmp_path / "without", 1)):
+        (place / ".ray").mkdir(parents=True)
+        if expected == 0:
+            (place / ".ray" / "auth_token").write_text("x")
+        assert (
+            subprocess.run(["bash", "-c", check], env={"HOME": str(place), "PATH": os.environ["PATH"]}).returncode
+            == expected
+        )
     with pytest.raises(Exception, match="Additional properties are not allowed"):
         validate_config(prepare_config(yaml.safe_load(text)) | {"max_workerz": 1})
 
@@ -444,6 +454,42 @@ def test_the_slurm_script_is_a_shell_script_without_secrets() -> None:
     assert "--include-dashboard=false" in text
     refused = subprocess.run(["bash", path], capture_output=True, text=True, check=False, env={})
     assert refused.returncode != 0
+
+
+SRUN = """#!/usr/bin/env bash
+for word in "$@"; do case $word in --port=*) port=${word#--port=};; esac; done
+case " $* " in
+  *" --head "*) HEAD ;;
+  *) echo "worker: $*" >> "$LOG"; sleep 1 ;;
+esac
+"""
+LISTENS = """sleep 1.5; exec python3 -c "import socket, sys, time
+s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(4)" $port"""
+
+
+@pytest.mark.parametrize(("head", "code"), [(LISTENS, 0), ("echo no such node >&2; exit 1", 1), ("exec sleep 6", 1)])
+def test_slurm_starts_workers_when_the_head_answers_and_gives_up_when_it_does_not(
+    head: str, code: int, tmp_path: Path
+) -> None:
+    programs = {
+        "srun": SRUN.replace("HEAD", head),
+        "scontrol": "#!/bin/sh\nprintf '127.0.0.1\\nother\\n'\n",
+        ".venv/bin/ctxasr": '#!/bin/sh\necho "driver: $*" >> "$LOG"\n',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "HEAD_WAIT_S": "3"}
+    slurm = {"SUBMIT_DIR": str(tmp_path), "JOB_ID": str(os.getpid()), "JOB_NODELIST": "x", "CPUS_PER_TASK": "1"}
+    environment |= {f"SLURM_{name}": value for name, value in slurm.items()}
+    command = ["bash", str(ROOT / "cluster" / "slurm.sh"), "evaluate", "quickstart"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    said = (tmp_path / "log").read_text().splitlines() if (tmp_path / "log").exists() else []
+    assert sorted(line.partition(":")[0] for line in said) == (["driver", "worker"] if code == 0 else [])
+    assert ("did not answer on port" in done.stderr) == (code == 1)
+    assert not list(tmp_path.glob(".ray_token*")), "the token goes with the job"
 
 
 def test_memory_is_guaranteed_and_shared_memory_holds_the_object_store(job: RayJob) -> None:
