@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := test,speech-synthesis,pocketsphinx,lhotse,bench
 
-.PHONY: quickstart showcase setup test test-slow format check bench clean
+.PHONY: quickstart showcase setup test test-slow format check audit bench clean
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, got {v[0]}.{v[1]}; try make PYTHON=python3.12")'
@@ -45,6 +45,9 @@ check: .venv/.setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: .venv/.setup
+	$(BIN)/python .ci/audit.py
 
 bench: .venv/.setup
 	@for script in benchmarks/[a-z]*.py; do case $$script in benchmarks/figures.py) continue;; esac; \
