@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ctxasr_ray import sweep
+from ctxasr_ray import axes, sweep
 from ctxasr_ray.experiment import Experiment
 from ctxasr_ray.opening import open_run
 from ctxasr_ray.recipes.evaluation import find
@@ -61,16 +61,16 @@ def run_sweep(options: Sweep) -> int:
     from ctxasr_ray.report.terminal import terminal_tables
 
     config, experiment = options.sweep, options.experiment
-    axes = sweep.parse_axes(experiment, config.axes)
+    found = axes.parse_axes(experiment, config.axes)
     store, shards = open_run(experiment, options.root, options.manifest)
     name = sweep.sweep_name(experiment, config, shards)
-    outcomes = _tried(options, axes, store, shards, name)
+    outcomes = _tried(options, found, store, shards, name)
     rows = _rows(outcomes, config.metric)
     options.state.mkdir(parents=True, exist_ok=True)
     table = options.state / f"{name}.json"
     table.write_text(json.dumps(rows, indent=1) + "\n")
     chosen = sweep.best(outcomes, config.metric)
-    final = sweep.override(experiment, chosen.setting)
+    final = _setting_of(options, chosen.setting)
     pipeline.run(final, store, shards, address=options.address)
     results = sweep.tried(pipeline.results(final, store, shards), len(outcomes))
     if options.json:
@@ -87,34 +87,41 @@ def run_sweep(options: Sweep) -> int:
 
 
 def _tried(
-    options: Sweep, axes: Sequence[sweep.Axis], store: "Store", shards: "Sequence[Shard]", name: str
+    options: Sweep, found: Sequence[axes.Axis], store: "Store", shards: "Sequence[Shard]", name: str
 ) -> list[sweep.Outcome]:
     from ctxasr_ray import layout
     from ctxasr_ray.distributed.pools import needed_cpus
     from ctxasr_ray.distributed.tuner import Range, tune
 
-    config, experiment, address = options.sweep, options.experiment, options.address
+    config, address = options.sweep, options.address
     rungs = sweep.rungs(config, shards)
+    first = {axis.name: axis.values[0] for axis in found if axis.values}
 
     def trial(setting: Mapping[str, Any]) -> Iterator[dict[str, float]]:
-        return sweep.trial(sweep.override(experiment, setting), config, type(store)(store.root), rungs, address)
+        own = replace(config, system=setting.get(axes.SYSTEM, config.system))
+        return sweep.trial(_setting_of(options, setting), own, type(store)(store.root), rungs, address)
 
-    spaces = {axis.name: axis.values or Range(axis.low, axis.high, axis.is_integer) for axis in axes}
-    found = tune(
+    spaces = {axis.name: axis.values or Range(axis.low, axis.high, axis.is_integer) for axis in found}
+    tried = tune(
         trial,
-        sweep.grid(axes) if config.search == "grid" else spaces,
+        axes.grid(found) if config.search == "grid" else spaces,
         search=config.search,
         num_trials=config.num_trials,
         metric=config.metric,
         num_rungs=len(rungs),
-        max_concurrent=config.max_concurrent or 1,
-        num_cpus=needed_cpus(layout.line(experiment).steps),
+        max_concurrent=config.max_concurrent,
+        num_cpus=needed_cpus(layout.line(_setting_of(options, first)).steps),
         seed=config.search_seed,
         directory=options.state,
         name=name,
         address=address,
     )
-    return [sweep.Outcome(t.setting, t.figures, t.num_reports >= len(rungs), t.error) for t in found]
+    return [sweep.Outcome(t.setting, t.figures, t.num_reports >= len(rungs), t.error) for t in tried]
+
+
+def _setting_of(options: Sweep, setting: Mapping[str, Any]) -> Experiment:
+    """What a setting runs: the experiment with its fields set, cut down to the system that decides."""
+    return axes.override(options.experiment, {axes.SYSTEM: options.sweep.system, **setting})
 
 
 def _rows(outcomes: Sequence[sweep.Outcome], metric: str) -> list[dict[str, Any]]:
@@ -136,7 +143,8 @@ def _rows(outcomes: Sequence[sweep.Outcome], metric: str) -> list[dict[str, Any]
 def _trials_table(rows: Sequence[Mapping[str, Any]], config: sweep.SweepConfig) -> Any:
     from rich.table import Table
 
-    title = f"{len(rows)} settings on dev, {config.metric} of {config.system}; * no other is better and faster"
+    of = "the system" if axes.SYSTEM in rows[0] else config.system
+    title = f"{len(rows)} settings on dev, {config.metric} of {of}; * no other is better and faster"
     table = Table(title=title, title_justify="left", box=None)
     skipped = ("ci_low", "ci_high", "complete", "error")
     for name in (key for key in rows[0] if key not in skipped):

@@ -31,7 +31,7 @@ LEVELS = [
     {"first_pass", "candidates", "scorers", "training"},
     {"distributed", "experiment"},
     {"layout"},
-    {"pipeline", "progress", "sweep", "opening", "audit"},
+    {"pipeline", "axes", "progress", "sweep", "opening", "audit"},
     {"recipes"},
     {"file_commands", "fit_command", "run_commands", "sweep_command", "submit_command"},
     {"cli"},

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from ctxasr_ray import sweep
+from ctxasr_ray.axes import Axis, grid, only, override, parse_axes
 from ctxasr_ray.distributed.tuner import Range, tune
 from ctxasr_ray.experiment import Branch, asset
 from ctxasr_ray.first_pass.ctc import CtcConfig
-from ctxasr_ray.recipes.evaluation import quickstart
+from ctxasr_ray.recipes.evaluation import keyword_methods, quickstart
 from ctxasr_ray.storage.store import Shard
-from ctxasr_ray.sweep import Axis, Outcome, SweepConfig
+from ctxasr_ray.sweep import Outcome, SweepConfig
 
 EXPERIMENT = replace(
     quickstart(), branches={"first_pass/wide": Branch(nbest=CtcConfig(model=asset("ctc"), source="ctc_wide"))}
@@ -30,7 +31,7 @@ EXPERIMENT = replace(
     ],
 )
 def test_an_axis_is_any_field_of_the_experiment(axis: str, expected: Axis) -> None:
-    assert sweep.parse_axes(EXPERIMENT, [axis]) == (expected,)
+    assert parse_axes(EXPERIMENT, [axis]) == (expected,)
 
 
 @pytest.mark.parametrize(
@@ -48,23 +49,42 @@ def test_an_axis_is_any_field_of_the_experiment(axis: str, expected: Axis) -> No
         (["first_pass.source=a..b"], "is no number"),
         (["first_pass.beam_size=100,200", "first_pass.beam_size=300"], "stand twice"),
         (["scorers.0.utterances_per_forward=1,2"], "changes no number"),
+        (["system=lm_rescoring,first_pass/wide,union"], "'union' is none of this recipe's"),
+        (["system=lm_rescorin"], "Did you mean 'lm_rescoring'"),
     ],
 )
 def test_an_axis_that_means_nothing_is_refused_in_words(axes: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        sweep.parse_axes(EXPERIMENT, axes)
+        parse_axes(EXPERIMENT, axes)
 
 
 def test_a_grid_holds_every_combination_once() -> None:
-    axes = sweep.parse_axes(EXPERIMENT, ["first_pass.beam_size=100,200", "first_pass.beam_threshold=5,10,15"])
-    found = sweep.grid(axes)
+    axes = parse_axes(EXPERIMENT, ["first_pass.beam_size=100,200", "first_pass.beam_threshold=5,10,15"])
+    found = grid(axes)
     assert len({tuple(setting.values()) for setting in found}) == len(found) == 6
-    changed = sweep.override(EXPERIMENT, found[-1])
+    changed = override(EXPERIMENT, found[-1])
     assert isinstance(changed.first_pass, CtcConfig)
     assert (changed.first_pass.beam_size, changed.first_pass.beam_threshold) == (200, 15.0)
     assert changed.branches == EXPERIMENT.branches
     with pytest.raises(ValueError, match="which a grid cannot hold"):
-        sweep.grid(sweep.parse_axes(EXPERIMENT, ["first_pass.beam_size=100..200"]))
+        grid(parse_axes(EXPERIMENT, ["first_pass.beam_size=100..200"]))
+
+
+def test_a_trial_runs_what_its_system_needs_and_nothing_else() -> None:
+    axes = parse_axes(EXPERIMENT, ["system=lm_rescoring,first_pass/wide", "first_pass.beam_size=100,200"])
+    rescored, *_, wide = (override(EXPERIMENT, setting) for setting in grid(axes))
+    assert rescored.branches == {}
+    assert rescored.scorers == EXPERIMENT.scorers
+    assert list(wide.branches) == ["first_pass/wide"]
+    assert wide.scorers == ()
+    assert wide.first_pass.beam_size == 200
+    methods = keyword_methods()
+    cut = only(methods, "keyword_candidates")
+    assert list(cut.branches) == ["keyword_candidates"], "the first pass that it is made of stays"
+    assert cut.branches["keyword_candidates"].rescorings == {}
+    assert list(only(methods, "keyword_candidates/rescored").branches["keyword_candidates"].rescorings) == [
+        "keyword_candidates/rescored"
+    ]
 
 
 def shard(name: str, split: str) -> Shard:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ctxasr_ray.distributed.cluster import connected
+from ctxasr_ray.distributed.cluster import connected, ray
 
 SETTINGS: Final = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -70,8 +70,8 @@ def tune(
         num_trials: For random and optuna.
         metric: Minimised.
         num_rungs: Reports of a whole trial; above 1 the worse half of the trials stops at each rung (ASHA).
-        max_concurrent: Trials at a time, at least 1.
-        num_cpus: Logical CPUs that a local cluster must have for the pools of one trial.
+        max_concurrent: Trials at a time; 0: as many as the cluster has CPUs for.
+        num_cpus: Logical CPUs that the pools of one trial ask for; a local cluster gets at least these.
         seed: Of the search.
         directory: Local folder for Tune's own state.
         name: Of the sweep; the same name goes on where it stopped.
@@ -79,7 +79,7 @@ def tune(
     """
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
-    with connected(address, num_cpus * max_concurrent):
+    with connected(address, num_cpus * max(1, max_concurrent)):
         from ray import tune as ray_tune
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -102,7 +102,7 @@ def tune(
                     metric=metric,
                     mode="min",
                     num_samples=1 if search == "grid" else num_trials,
-                    max_concurrent_trials=max_concurrent,
+                    max_concurrent_trials=max_concurrent or _side_by_side(num_cpus),
                     search_alg=_searcher(search, metric, seed),
                     scheduler=_scheduler(ray_tune, num_rungs),
                 ),
@@ -111,6 +111,11 @@ def tune(
         found = [_tried(result) for result in tuner.fit()]
         order = [] if isinstance(settings, Mapping) else [dict(setting) for setting in settings]
         return sorted(found, key=lambda tried: order.index(dict(tried.setting)) if order else 0)
+
+
+def _side_by_side(num_cpus: float) -> int:
+    """Trials whose pools find their CPUs at the same time; the pools of any others would wait for these."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0.0) // num_cpus))
 
 
 def _space(ray_tune: Any, settings: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> dict[str, Any]:

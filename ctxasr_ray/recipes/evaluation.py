@@ -15,7 +15,7 @@ from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.recipes.hearing import training_lists
-from ctxasr_ray.recipes.showcase import showcase
+from ctxasr_ray.recipes.showcase import keyword_methods, showcase
 from ctxasr_ray.recipes.studies import mandarin, study_list_sizes, study_noise, study_shortlists
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.vllm import VllmConfig
@@ -108,6 +108,7 @@ def imported() -> Experiment:
 RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "quickstart": quickstart,
     "showcase": showcase,
+    "keyword_methods": keyword_methods,
     "ctc": ctc,
     "parakeet": parakeet,
     "whisper": whisper,

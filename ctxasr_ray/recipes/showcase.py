@@ -21,6 +21,23 @@ from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
 
 
+def keyword_methods() -> Experiment:
+    """The showcase's two ways to use a list of names, to sweep: boost in the search, candidates behind a shortlist."""
+    shown = showcase()
+    boost, candidates = (shown.branches[f"keyword_{way}/list_1000"] for way in ("boost", "candidates"))
+    (rescored,) = candidates.rescorings.values()
+    return replace(
+        shown,
+        rescorings={},
+        branches={
+            "keyword_boost": replace(boost, context=None),
+            "keyword_candidates": replace(
+                candidates, context=None, rescorings={"keyword_candidates/rescored": rescored}
+            ),
+        },
+    )
+
+
 def showcase() -> Experiment:
     """Every method on the quickstart's corpus, with shipped models only: recognisers, unions, fusion, context."""
     ctc, lm = CtcConfig(model=asset("ctc"), beam_size=150, num_hypotheses=100), CausalLmConfig(model=asset("lm"))
