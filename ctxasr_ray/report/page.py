@@ -212,6 +212,7 @@ def _render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["breakable"] = _breakable
     rows = main_lines(lines(records))
     return environment.get_template("page.html").render(
         title=title,
@@ -248,6 +249,13 @@ def _render(
     )
 
 
+def _breakable(name: str) -> str:
+    """A system's name, escaped, that may go on in the next line behind `/` and `_` and nowhere else."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<=[/_])(?=.)", Markup("<wbr>"), escape(name)))
+
+
 def _sizes(utterances: pa.Table) -> dict[str, int]:
     return dict(Counter(utterances["split"].to_pylist()))
 
@@ -278,7 +286,8 @@ def _facts(records: Sequence[Mapping[str, Any]], utterances: pa.Table, audio_s: 
         facts.append(("audio", f"{audio_s / 3600:.2f} h" if audio_s >= 600 else f"{audio_s:.0f} s"))
     facts.append(("systems", str(len({record["system"] for record in records}))))
     tried = max((record["num_configurations"] for record in records), default=0)
-    facts.append(("configurations tried", f"{tried:,}"))
+    if tried > 1:
+        facts.append(("configurations tried", f"{tried:,}"))
     failed = max((record["num_failed"] for record in records), default=0)
     if failed:
         facts.append(("failed utterances", f"{failed:,}"))

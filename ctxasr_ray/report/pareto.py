@@ -10,7 +10,9 @@ from ctxasr_ray.report.systems import family, is_bound, label
 from ctxasr_ray.report.tables import Line, main_lines, primary_metric, reported_split
 
 MAX_NAMED: Final = 12
-"""Systems that the legend can name one by one; above it names families, and the frontier is written in."""
+"""Systems that the legend can name one by one; above it names families, and the caption the frontier."""
+MAX_ON_FRONTIER: Final = 8
+"""Points of it that are numbered; their names stand in the caption."""
 
 CALLS: Final = "llm_calls"
 """The counter of a receipt that says how often a language model was asked: forward passes."""
@@ -102,15 +104,9 @@ def _chart(
         axes.errorbar(xs, ys, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.5)
         axes.plot(xs, ys, marker, color=colour, label=short(group), markersize=7)
     if len(points) > MAX_NAMED:
-        for point in best[:8]:
-            axes.annotate(
-                short(point.line.label),
-                (point.cost, point.rate),
-                (5, 5),
-                textcoords="offset points",
-                fontsize=7,
-                color=INK,
-            )
+        for place, point in enumerate(best[:MAX_ON_FRONTIER], 1):  # names would stand on each other
+            at = (point.cost, point.rate)
+            axes.annotate(str(place), at, (4, 4), textcoords="offset points", fontsize=8, weight="bold", color=INK)
     axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.6)
     positive = [p.cost for p in points if p.cost > 0]
     if positive and max(positive) > 20 * min(positive):
@@ -125,6 +121,9 @@ def _chart(
         f"Lower left is better; no system beats those on the dashed frontier in both. {len(points)} systems, "
         f"N = {number:,} utterances ({split}); bars: 95 % intervals."
     )
+    if len(points) > MAX_NAMED:
+        named = [f"{place} {point.line.label}" for place, point in enumerate(best[:MAX_ON_FRONTIER], 1)]
+        caption += f" On the frontier: {', '.join(named)}."
     return Chart(name, title, caption, figure)
 
 
