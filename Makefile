@@ -32,7 +32,7 @@ showcase: .venv/.quickstart
 	$(BIN)/ctxasr evaluate showcase --root runs/showcase
 
 test: .venv/.setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: .venv/.setup
 	$(BIN)/python -m pytest -m "slow and not gpu"

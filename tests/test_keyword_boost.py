@@ -16,7 +16,7 @@ from ctxasr_ray.keywords.automaton_kernels import Automaton
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.nbest import Score, read_nbest
 from ctxasr_ray.search.ctc_beam import CtcBeamSearch, Labelling
-from ctxasr_ray.search.fusion import Fusion, Wake
+from ctxasr_ray.search.fusion import Fusion, Wake, Work
 from ctxasr_ray.search.keyword_boost import KeywordBoost
 from ctxasr_ray.search.lockstep import search_in_lockstep
 from ctxasr_ray.stage import Costs, Resources
@@ -46,7 +46,7 @@ def search_with_boost(
 class EveryFrame:
     """A fusion that changes candidates by nothing, so that the search goes frame by frame."""
 
-    name, num_states, max_bonus = "every_frame", 0, 0.0
+    name, num_states, max_bonus, work = "every_frame", 0, 0.0, Work()
 
     def begin(self, num_utterances: int) -> list[Any]:
         return [self] * num_utterances
