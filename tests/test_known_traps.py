@@ -47,6 +47,8 @@ ELSEWHERE = {
     ),
     "15 retried on the same dead engine (Ray 60088)": (
         "test_chaos.py::test_a_poison_utterance_ends_quarantined_and_not_in_a_loop",
+        "test_scorer_vllm.py::test_the_engine_gives_the_scores_of_transformers_and_a_dead_one_ends_its_actor",
+        "test_execution.py::test_a_stage_that_dies_while_it_is_built_blames_no_utterance",
     ),
     "18 stale cached log-probs (vLLM 42019)": (
         "test_tree_sessions.py::test_sessions_that_share_a_cache_may_be_extended_apart_and_closed_one_by_one",

@@ -1,8 +1,10 @@
 """Texts of an attention recogniser -> when each token was spoken.
 
-A model with a CTC head tells by the most probable alignment of the tokens with its frames; any other by its
-cross-attention (`search/attention_alignment.py`), in one more pass over the kept texts. Where neither is possible the
-times are null. Letters: T encoder positions, D width, V vocabulary, L tokens.
+A model with a CTC head, as the shipped one, tells by the most probable alignment of the tokens with its frames: where
+its cross-attention looks says nothing about when, since the CTC loss alone ties frames to tokens in a joint training.
+Any other model tells by its cross-attention (`search/attention_alignment.py`), in one more pass over the kept texts,
+which is as good as its heads follow the audio. Where neither is possible the times are null. Letters: T encoder
+positions, D width, V vocabulary, L tokens.
 """
 
 from collections.abc import Sequence
