@@ -28,6 +28,7 @@ from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
+from ctxasr_ray.first_pass.attention_words import AttentionWordsConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
@@ -93,6 +94,15 @@ STAGES = {
         lambda w: AttentionFusedConfig(
             first_pass=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2),
             lm=CausalLmConfig(model=w["letters_lm"]),
+        ),
+        ("utterances",),
+        1e-3,
+    ),
+    "attention_words": Case(
+        lambda w: AttentionWordsConfig(
+            first_pass=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2),
+            lm=CausalLmConfig(model=w["lm"]),
+            interval=3,
         ),
         ("utterances",),
         1e-3,

@@ -5,7 +5,7 @@ the model in a second thread.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
+    from ctxasr_ray.search.fusion import Work
     from ctxasr_ray.search.label_beam import LabelHypothesis
     from ctxasr_ray.search.label_fusion import RowFusion
     from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
@@ -94,11 +95,13 @@ class Found:
         hypotheses: Best first.
         scores: Per hypothesis what belongs to it besides the recogniser's own scores; empty is nothing.
         reason: Why the search was not quite as asked, without having failed.
+        work: What it asked of a language model, where that is counted by utterance.
     """
 
     hypotheses: "Sequence[LabelHypothesis]"
     scores: Sequence[tuple[Score, ...]] = ()
     reason: str | None = None
+    work: "Work | None" = None
 
 
 FindLists = Callable[[Sequence[Encoded], Int32, Costs], list[Found]]
@@ -187,6 +190,8 @@ class AttentionFirstPass:
                 found = self._search([batch[p][0].row for p in places], [heard[p] for p in places], prompt, costs)
             for place, own in zip(places, found, strict=True):
                 row = batch[place][0].row
+                if own.work is not None:
+                    costs.count_utterance(nbests[row].utterance_id, asdict(own.work))
                 nbests[row] = self._nbest(nbests[row].utterance_id, own, heard[place], prompt, costs)
 
     def _search(self, rows: Sequence[int], heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> list[Found]:

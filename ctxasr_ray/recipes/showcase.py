@@ -78,6 +78,7 @@ def showcase() -> Experiment:
             "gated_fusion": Branch(nbest=gated),
             "delayed_fusion": Branch(nbest=delayed, rescorings={"delayed_fusion/rescored": Rescoring()}),
             "delayed_fusion/shortest": Branch(nbest=replace(delayed, trigger="shortest_hypothesis")),
+            "keyword_boost/lm_list_1000": Branch(nbest=CtcKeywordsConfig(first_pass=delayed), context=long),
             **{
                 f"keyword_boost/list_{size}": Branch(nbest=boosted, context=context)
                 for size, context in ((100, short), (1000, long))
