@@ -160,6 +160,11 @@ def test_calls_are_counted_per_utterance_over_all_steps_of_a_system() -> None:
         if line.get_marker() != "None"
     }
     assert drawn == {"first_pass": 0.0, "lm_rescoring": 2.0}
+    far = {**receipts, "third": [{**cost, "counters": {"llm_calls": 5000}, "split": "test"}]}
+    chart = pareto.against_calls([*rows, *lines_of([result("test", "third", "wer", 0.1, num_utterances=50)])], far)
+    assert chart is not None
+    chart.figure.canvas.draw()
+    assert [tick.get_text() for tick in chart.figure.axes[0].get_xticklabels()] == ["0", "10", "100"]
     assert pareto.against_calls(rows, {"first_pass": receipts["first_pass"]}) is None
 
 

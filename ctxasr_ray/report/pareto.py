@@ -1,5 +1,6 @@
 """Error rates and costs of systems -> what accuracy costs: a figure per cost with the frontier drawn in."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,6 +112,11 @@ def _chart(
     positive = [p.cost for p in points if p.cost > 0]
     if positive and max(positive) > 20 * min(positive):
         axes.set_xscale("log" if len(positive) == len(points) else "symlog", **_linear(positive, len(points)))
+        powers = [
+            10.0**n for n in range(math.ceil(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
+        ]
+        axes.set_xticks(powers if len(positive) == len(points) else [0.0, *powers])
+        axes.xaxis.set_major_formatter("{x:g}")  # mathematics is not set: a name from outside may hold its signs
         axis += ", logarithmic"
     axes.margins(0.1)
     axes.set_xlabel(axis)
