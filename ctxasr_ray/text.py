@@ -54,6 +54,11 @@ def _mandarin(text: str) -> str:
     return _IDEOGRAPH.sub(r" \1 ", _librispeech(text))
 
 
+def is_ideographic(text: str) -> bool:
+    """Whether a text holds nothing but Han and kana, each a word of its own under `mandarin`; False where empty."""
+    return bool(text) and not _IDEOGRAPH.sub("", text)
+
+
 def american_spellings() -> dict[str, str]:
     """British spelling -> American one, for the words that Whisper's English normaliser unifies."""
     asset = resources.files("ctxasr_ray").joinpath("assets/text/british_spellings.txt").read_text("ascii")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.automaton import WordShape, build, close, spellings, step, word_shape
 from ctxasr_ray.keywords.automaton_kernels import START, Automaton, Int32s
+from ctxasr_ray.text import words
 
 LETTERS = (" ", "a", "b", "c", "")
 """Characters with a space, as most CTC models have them; the last is the blank."""
@@ -179,6 +180,28 @@ def test_many_hypotheses_step_as_one_by_one() -> None:
     assert totals.tolist() == [_earned(automaton, row) for row in tokens]
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.text("\u6771\u4eac ab", min_size=1, max_size=5), min_size=1, max_size=6),
+    st.text("\u6771\u4eac ab", max_size=16),
+)
+def test_an_ideograph_is_a_word_wherever_it_stands_as_for_the_keyword_metrics(phrases: list[str], text: str) -> None:
+    pieces = (" ", "a", "b", "\u6771", "\u4eac", "")
+    distinct = {tuple(words(phrase, "mandarin")): phrase for phrase in phrases}
+    distinct.pop((), None)
+    weights = [2.0**n for n in range(len(distinct))]
+    automaton = _automaton(list(distinct.values()), weights, pieces)
+    sizes = [sum(map(len, phrase)) for phrase in distinct]
+    expected = _brute_force([list(phrase) for phrase in distinct], weights, words(text, "mandarin"), sizes)
+    assert _earned(automaton, _ids(text, pieces)) == expected
+
+
+def test_a_name_in_ideographs_is_found_inside_a_sentence_without_spaces() -> None:
+    pieces = (" ", "a", "b", "\u6771", "\u4eac", "")
+    automaton = _automaton(["\u6771\u4eac"], [1.0], pieces)
+    assert _earned(automaton, _ids("\u4eac\u6771\u4eacab", pieces)) == 2.0
+
+
 def test_a_weight_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="phrase 1 is not finite"):
         _automaton(["a", "b"], [1.0, float("nan")])
@@ -187,7 +210,8 @@ def test_a_weight_that_is_no_number_is_refused() -> None:
 def test_fifty_thousand_phrases_are_built_in_seconds_at_most() -> None:
     rng = np.random.default_rng(7)
     lists = [[rng.integers(1, 27, rng.integers(4, 14)).astype(np.int32)] for _ in range(50_000)]
-    shape = WordShape(starts_word=np.arange(28) == 0, is_space=np.arange(28) == 0)
+    space = np.arange(28) == 0
+    shape = WordShape(starts_word=space, is_space=space, is_word=np.zeros(28, np.bool_))
     ways = spellings(lists)
     build(spellings(lists[:10]), np.ones(10), shape)
     start = time.perf_counter()

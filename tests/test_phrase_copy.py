@@ -20,7 +20,7 @@ from ctxasr_ray.nbest import read_nbest
 from ctxasr_ray.schema import CONTEXT, ContractError, conform
 from ctxasr_ray.search.ctc_prefix_scores import CtcPrefixScores
 from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
-from ctxasr_ray.search.phrase_copy import Phrase, PhraseCopy, RowsNow
+from ctxasr_ray.search.phrase_copy import MAX_BEGINNING, Phrase, PhraseCopy, RowsNow
 from ctxasr_ray.search.phrase_heads import ForcedPhrases
 from ctxasr_ray.stage import Costs
 from ctxasr_ray.training.listed_phrases import starts
@@ -70,7 +70,7 @@ def plain(hypotheses: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
 def test_copying_appends_exactly_the_tokens_of_the_phrase_and_pays_once(model: Seq2SeqModel, ctc_weight: float) -> None:
-    (phrase,) = phrases = spelled(model, "badge")
+    (phrase,) = phrases = spelled(model, "bad")
     copy = PhraseCopy(Always(0.95, 2, 1), [phrases], confidence=0.9)
     hypotheses = [h for h in found(model, copy, ctc_weight) if h.copied]
     assert hypotheses
@@ -103,6 +103,20 @@ def test_a_filter_that_nothing_passes_and_an_empty_list_are_the_search_without_t
     assert plain(found(model, PhraseCopy(Always(0.95, 2, 1), [phrases], confidence=0.9))) != alone
 
 
+def test_only_the_best_rows_of_a_beam_may_begin_a_phrase(model: Seq2SeqModel) -> None:
+    phrases = spelled(model, "badge")
+    asked: list[list[int]] = []
+
+    class Recording(Always):
+        def log_probs(self, now: RowsNow) -> np.ndarray:
+            asked.append(now.rows.tolist())
+            return super().log_probs(now)
+
+    found(model, PhraseCopy(Recording(0.95, 2, 1), [phrases], confidence=0.9))
+    assert asked[0] == [0]
+    assert max(map(len, asked)) == MAX_BEGINNING
+
+
 def test_a_phrase_that_does_not_fit_is_not_begun(model: Seq2SeqModel) -> None:
     phrases = spelled(model, "badge" * 3)
     copied = found(model, PhraseCopy(Always(0.95, 0, 1), [phrases], confidence=0.9))
@@ -129,7 +143,7 @@ def test_the_training_free_head_sums_to_one_and_ranks_phrases_by_what_the_recogn
 ) -> None:
     states, prompt = states_of(model), model.tokens.prompt(None)
     phrases = spelled(model, "badge", "pop")
-    options: dict[str, Any] = {"ctc_weight": 0.0, "temperature": 0.5, "none_offset": -1.0, "first_within": 50.0}
+    options: dict[str, Any] = {"ctc_weight": 0.0, "temperature": 0.5, "reward": 1.0, "first_within": 50.0}
     head = ForcedPhrases(model=model, states=[states], prompt=prompt, phrases=[phrases], **options)
     with torch.inference_mode():
         logits = model.decode(states).start(torch.from_numpy(prompt.astype(np.int64))[None])
@@ -138,15 +152,15 @@ def test_the_training_free_head_sums_to_one_and_ranks_phrases_by_what_the_recogn
     found_RN = head.log_probs(now)
     assert np.exp(found_RN).sum() == pytest.approx(1.0)
     forced = model.forced_scores(states, prompt, [np.array(p, np.int32) for p in phrases]).log_probs
-    means = np.array([*(forced / [len(p) for p in phrases]), log_probs.max() - 1.0]) / 0.5
-    assert found_RN[0] == pytest.approx(means - np.log(np.exp(means).sum()), abs=1e-4)
+    sums = np.array([*(forced + [1.0 * len(p) for p in phrases]), log_probs.max() + 1.0]) / 0.5
+    assert found_RN[0] == pytest.approx(sums - np.log(np.exp(sums).sum()), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> PhraseCopyConfig:
     made = tiny_seq2seq.make("whisper", tmp_path_factory.mktemp("stage") / "asr", ends_like="o")
     search = AttentionConfig(model=str(made), beam_size=6, num_hypotheses=4, max_tokens=20)
-    return PhraseCopyConfig(search=search, none_offset=-30.0, first_within=50.0, confidence=0.3)
+    return PhraseCopyConfig(search=search, reward=30.0, first_within=50.0, confidence=0.3)
 
 
 def context(table: pa.Table, phrases: list[str]) -> pa.Table:

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 class CtcKeywordsConfig(CatalogueOptions):
     """First pass with a CTC model and a keyword boost in its search; an empty list is the run without, to the bit.
 
-    Inputs: UTTERANCES, CONTEXT. A phrase earns `boost` times its weight per label, whole words only, and loses it where
-    it breaks off. A phrase that stands both in the shared list and in an utterance's own counts once; phrases of the
-    two lists that overlap in the text may both count.
+    Inputs: UTTERANCES, CONTEXT. A phrase earns `boost` times its weight per label, whole words only (an ideograph is
+    one), and loses it where it breaks off. A phrase that stands both in the shared list and in an utterance's own
+    counts once; phrases of the two lists that overlap in the text may both count.
     """
 
     NAME: ClassVar[str] = "ctc_keywords"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": COLUMNS, "context": CONTEXT_COLUMNS}
     WRITES: ClassVar[str] = "hypotheses"
 

@@ -32,7 +32,7 @@ class PhraseCopyConfig(CatalogueOptions):
     """
 
     NAME: ClassVar[str] = "phrase_copy"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {**AttentionConfig.READS, "context": CONTEXT_COLUMNS}
     WRITES: ClassVar[str] = "hypotheses"
 
@@ -45,10 +45,12 @@ class PhraseCopyConfig(CatalogueOptions):
     """Directory of the trained head; its digest is in the fingerprint."""
     confidence: float = 0.9
     """Filter: phrases are copied only where one has more than this probability. 1 never copies."""
-    temperature: float = 0.3
-    """Of the training-free head, in nats per token."""
-    none_offset: float = -2.5
-    """Of the training-free head: nats per token by which a phrase may be worse than the best token."""
+    temperature: float = 1.0
+    """Of the training-free head, in nats."""
+    reward: float = 3.5
+    """Of the training-free head: nats that each token of a phrase earns. With the filter at 0.9 the setting that keeps
+    U-WER, of six tried on 30 utterances of the synthetic dev part under joint CTC-attention search (no copying: B-WER
+    81.9 %, U-WER 25.1 %; this: 45.8 and 25.7; a filter of 0.5: 37.3 and 27.1)."""
     first_within: float = 5.0
     """Of the training-free head: nats below the best token at which a phrase's first token may be to be tried."""
     resources: Resources = field(default_factory=Resources)
@@ -175,6 +177,6 @@ class PhraseCopyFirstPass(AttentionFirstPass):
             phrases=phrases,
             ctc_weight=self._config.ctc_weight,
             temperature=config.temperature,
-            none_offset=config.none_offset,
+            reward=config.reward,
             first_within=config.first_within,
         )

@@ -6,7 +6,10 @@ bonuses of its complete phrases plus what its partial match is lent. Failure lin
 they are taken, and a partial match that breaks off leaves exactly nothing.
 
 Where words are separated, phrases match whole words only: a match begins at a word's start, and is complete when the
-next word starts or the text ends. Letters: N nodes, P phrases, S spellings, V tokens of the recogniser, H hypotheses.
+next word starts or the text ends. An ideograph is a word wherever it stands, as in `text`'s normaliser `mandarin`, so
+a name is found inside a sentence without spaces.
+
+Letters: N nodes, P phrases, S spellings, V tokens of the recogniser, H hypotheses.
 
 Reference:
     Aho and Corasick 1975. Keeping the bonus of a finished match, and whole words, are ours.
@@ -19,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.keywords.automaton_kernels import START, Automaton, Int32s, advance, largest_gain, link
+from ctxasr_ray.text import is_ideographic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +30,11 @@ class WordShape:
     """How a recogniser's tokens make words."""
 
     starts_word: npt.NDArray[np.bool_]
-    """(V,) tokens that end the word before them: they are, or begin with, a space."""
+    """(V,) tokens that end the word before them: they are, or begin with, a space, or they are ideographs."""
     is_space: npt.NDArray[np.bool_]
     """(V,) tokens that write nothing but a space."""
+    is_word: npt.NDArray[np.bool_]
+    """(V,) tokens that are words of their own, with or without space around them: ideographs."""
     whole_words: bool = True
     """False for scripts without spaces: phrases match anywhere."""
 
@@ -39,9 +45,12 @@ def word_shape(pieces: Sequence[str]) -> WordShape:
     Args:
         pieces: (V,) what each token writes; a word's start carries its leading space.
     """
-    starts = np.asarray([piece.startswith(" ") for piece in pieces], dtype=np.bool_)
+    ideographs = np.asarray([is_ideographic(piece.strip()) for piece in pieces], dtype=np.bool_)
+    spaced = np.asarray([piece.startswith(" ") for piece in pieces], dtype=np.bool_)
     space = np.asarray([piece.startswith(" ") and not piece.strip() for piece in pieces], dtype=np.bool_)
-    return WordShape(starts_word=starts, is_space=space, whole_words=bool(starts.any()))
+    return WordShape(
+        starts_word=spaced | ideographs, is_space=space, is_word=ideographs, whole_words=bool(spaced.any())
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,12 +134,13 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
         start_row=start_row,
         starts_word=shape.starts_word,
         is_space=shape.is_space,
+        is_word=shape.is_word,
         whole_words=shape.whole_words,
         most=0.0,
     )
     link(made, parent.astype(np.int32), np.concatenate(complete))
-    two_symbols = shape.whole_words and bool((shape.starts_word & ~shape.is_space).any())
-    return made._replace(most=float(largest_gain(made)) * (2 if two_symbols else 1))
+    symbols_T = 1 + (shape.starts_word & ~shape.is_space) + shape.is_word  # that one token brings
+    return made._replace(most=float(largest_gain(made)) * (int(symbols_T.max()) if shape.whole_words else 1))
 
 
 def _symbols(ways: Spellings, shape: WordShape) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -139,9 +149,13 @@ def _symbols(ways: Spellings, shape: WordShape) -> tuple[npt.NDArray[np.int64], 
     if not shape.whole_words:
         return tokens, ways.offsets
     owner = np.repeat(np.arange(len(ways.phrase)), np.diff(ways.offsets))
-    # every token brings up to two symbols: the end of the word before it, and itself unless it is a space
-    pairs = np.stack([np.where(shape.starts_word[tokens], end, -1), np.where(shape.is_space[tokens], -1, tokens)], 1)
-    flat, owners = pairs.ravel(), np.repeat(owner, 2)
+    # every token brings up to three symbols: the end of the word before it, itself unless it is a space, its own end
+    brought = (
+        np.where(shape.starts_word[tokens], end, -1),
+        np.where(shape.is_space[tokens], -1, tokens),
+        np.where(shape.is_word[tokens], end, -1),
+    )
+    flat, owners = np.stack(brought, 1).ravel(), np.repeat(owner, 3)
     present = flat >= 0
     flat, owners = flat[present], owners[present]
     closed = np.searchsorted(owners, np.arange(len(ways.phrase)), side="right")

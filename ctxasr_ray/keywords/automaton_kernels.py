@@ -40,6 +40,8 @@ class Automaton(NamedTuple):
     """(V,) tokens that end the word before them."""
     is_space: npt.NDArray[np.bool_]
     """(V,) tokens that are nothing but that."""
+    is_word: npt.NDArray[np.bool_]
+    """(V,) tokens that also end the word that they are: ideographs."""
     whole_words: bool
     most: float
     """Nats that one token can earn, wherever it is written; a bound for searches that prune early."""
@@ -147,6 +149,9 @@ def on_token(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
         state, kept = _on_symbol(automaton, state, automaton.starts_word.shape[0])
     if not (automaton.whole_words and automaton.is_space[token]):
         state, more = _on_symbol(automaton, state, token)
+        kept += more
+    if automaton.whole_words and automaton.is_word[token]:
+        state, more = _on_symbol(automaton, state, automaton.starts_word.shape[0])
         kept += more
     return state, kept + np.float64(automaton.lent[state]) - before
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
+from ctxasr_ray.candidates.plausible import PlausibleConfig
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
@@ -13,8 +14,10 @@ from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
+from ctxasr_ray.first_pass.phrase_copy import PhraseCopyConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
+from ctxasr_ray.models.recogniser import CtcOptions
 from ctxasr_ray.recipes.hearing import speech_lm_rescorings
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -48,8 +51,13 @@ def showcase() -> Experiment:
     delayed = CtcFusedConfig(first_pass=narrow, lm=lm, lm_weight=0.5, length_bonus=2.0)  # best on 60 utterances of dev
     shallow = replace(delayed, fusion="shallow", lm_weight=0.3, length_bonus=4.0)  # chosen in the same way
     gated = AttentionFusedConfig(first_pass=attention, lm=lm, temperature=0.7, lm_temperature=0.7)
+    joint = replace(attention, ctc_weight=0.3, source="joint")
+    joint_gated = replace(gated, first_pass=joint)
     boosted = CtcKeywordsConfig(first_pass=replace(ctc, num_hypotheses=50))
     short, long = (ContextConfig(true_keywords=True, num_distractors=size) for size in (100, 1000))
+    heard = ShortlistConfig(
+        ways=("exact", "phonetic", "plausible"), plausible=PlausibleConfig(recogniser=CtcOptions(model=asset("ctc")))
+    )
     candidates = Branch(nbest=KeywordCandidatesConfig(), of=("first_pass",), shortlist=ShortlistConfig())
     with_candidates = Rescoring(
         scorers=(CtcScorerConfig(model=asset("ctc")), lm), weights=WeightsConfig(fixed_source="ctc")
@@ -67,7 +75,7 @@ def showcase() -> Experiment:
                 nbest=attention,
                 rescorings={"lm_rescoring/attention": rescored, **speech_lm_rescorings(asset("speech_lm"))},
             ),
-            "first_pass/joint": Branch(nbest=replace(attention, ctc_weight=0.3, source="joint")),
+            "first_pass/joint": Branch(nbest=joint),
             "union": Branch(
                 nbest=UnionConfig(own_scores="record"),
                 of=("first_pass", "first_pass/attention"),
@@ -76,12 +84,20 @@ def showcase() -> Experiment:
             "shallow_fusion": Branch(nbest=shallow),
             "shallow_fusion/attention": Branch(nbest=replace(gated, fusion="shallow", lm_weight=0.2)),
             "gated_fusion": Branch(nbest=gated),
+            "gated_fusion/joint": Branch(nbest=joint_gated),
             "delayed_fusion": Branch(nbest=delayed, rescorings={"delayed_fusion/rescored": Rescoring()}),
             "delayed_fusion/shortest": Branch(nbest=replace(delayed, trigger="shortest_hypothesis")),
             "keyword_boost/lm_list_1000": Branch(nbest=CtcKeywordsConfig(first_pass=delayed), context=long),
             **{
                 f"keyword_boost/list_{size}": Branch(nbest=boosted, context=context)
                 for size, context in ((100, short), (1000, long))
+            },
+            **{
+                f"{name}/list_{size}": Branch(
+                    nbest=PhraseCopyConfig(search=search), of=("first_pass",), context=context, shortlist=heard
+                )
+                for size, context in ((100, short), (1000, long))
+                for name, search in (("phrase_copy", joint), ("multi_grained", joint_gated))
             },
             **{
                 f"keyword_candidates/list_{size}": replace(

@@ -1,8 +1,9 @@
 """ln P_ctc of all texts that begin with a prefix, for the beam of a label-synchronous search.
 
 A prefix keeps, for every number of frames heard, ln P(it is what was written so far). The score of one more label
-sums over the frame in which that label begins, so candidates cost one pass over frames each, without a recursion; only
-the prefixes that survive are run forward. Letters: B prefixes, C candidates of each, T frames, V labels.
+sums over the frame in which that label begins: one matrix product for all labels behind all prefixes, without a
+recursion; only the prefixes that survive are run forward.
+Letters: B prefixes, C candidates of each, T frames, V labels.
 
 Reference:
     Watanabe et al. 2017, Hybrid CTC/Attention architecture for end-to-end speech recognition, IEEE JSTSP 11(8),
@@ -30,6 +31,7 @@ class CtcPrefixScores:
 
     def __init__(self, log_probs_TV: npt.NDArray[np.float32], blank_id: int) -> None:
         self._log_probs_VT = np.ascontiguousarray(log_probs_TV.T, dtype=np.float64)
+        self._probs_TV = np.exp(self._log_probs_VT.T)
         self._blank_id = blank_id
         self._last_B = np.full(1, -1, np.int64)
         blank_T = np.concatenate([[0.0], np.cumsum(self._log_probs_VT[blank_id])])
@@ -43,14 +45,18 @@ class CtcPrefixScores:
             tokens_BC: Labels; the blank extends nothing and gets -inf.
         """
         before_BT = np.logaddexp(self._blank_BT, self._label_BT)[:, :-1]
-        terms_BCT = before_BT[:, None] + self._log_probs_VT[tokens_BC]
+        found: Floats = np.take_along_axis(self._beginning(before_BT), tokens_BC, axis=1)
         rows, columns = np.nonzero(tokens_BC == self._last_B[:, None])
-        repeats = self._blank_BT[rows, :-1] + self._log_probs_VT[self._last_B[rows]]  # only behind a blank
-        terms_BCT[rows, columns] = repeats
-        peak_BC1 = np.maximum(terms_BCT.max(axis=2, keepdims=True), -1e300)
-        with np.errstate(divide="ignore"):
-            found: Floats = np.log(np.exp(terms_BCT - peak_BC1).sum(axis=2)) + peak_BC1[:, :, 0]
+        if len(rows):  # a repeated label begins only behind a blank
+            found[rows, columns] = self._beginning(self._blank_BT[rows, :-1])[np.arange(len(rows)), self._last_B[rows]]
         found[tokens_BC == self._blank_id] = -np.inf
+        return found
+
+    def _beginning(self, before_BT: Floats) -> Floats:
+        """(B, V) ln of the sum over frames of P(before) P(label); 1e-300 of a prefix's best frame is nothing."""
+        peak_B1 = np.maximum(before_BT.max(axis=1, keepdims=True), -1e300)
+        with np.errstate(divide="ignore"):
+            found: Floats = np.log(np.exp(before_BT - peak_B1) @ self._probs_TV) + peak_B1
         return found
 
     def phrases(self, rows: npt.NDArray[np.int64], phrases: Sequence[Sequence[int]]) -> Floats:
@@ -61,21 +67,18 @@ class CtcPrefixScores:
             phrases: (Q,) labels of each, at least one.
         """
         found = np.empty(len(rows))
-        going = list(range(len(rows)))
+        going = np.arange(len(rows))
         blank_QT, label_QT, last_Q = self._blank_BT[rows], self._label_BT[rows], self._last_B[rows]
         for depth in range(max(map(len, phrases), default=0)):
-            labels = np.array([phrases[q][depth] for q in going], np.int64)
-            below = CtcPrefixScores.__new__(CtcPrefixScores)
-            below._log_probs_VT, below._blank_id = self._log_probs_VT, self._blank_id
-            below._blank_BT, below._label_BT, below._last_B = blank_QT, label_QT, last_Q
-            ends = np.array([len(phrases[q]) == depth + 1 for q in going])
-            totals = below.extended(labels[:, None])[:, 0]
-            found[np.array(going)[ends]] = totals[ends]
+            labels = np.array([phrases[q][depth] for q in going.tolist()], np.int64)
+            ends = np.array([len(phrases[q]) == depth + 1 for q in going.tolist()])
+            before_QT = np.where((labels != last_Q)[:, None], np.logaddexp(blank_QT, label_QT), blank_QT)[ends, :-1]
+            found[going[ends]] = np.logaddexp.reduce(before_QT + self._log_probs_VT[labels[ends]], axis=1)
             above = np.flatnonzero(~ends)
             blank_QT, label_QT = _extended(
                 self._log_probs_VT, blank_QT, label_QT, labels[above], above, last_Q, self._blank_id
             )
-            last_Q, going = labels[above], [going[place] for place in above.tolist()]
+            last_Q, going = labels[above], going[above]
         return found - self.totals[rows]
 
     def ended(self) -> Floats:

@@ -51,6 +51,7 @@ def _no_phrases() -> Automaton:
         start_row=no_state,
         starts_word=no_label,
         is_space=no_label,
+        is_word=no_label,
         whole_words=False,
         most=0.0,
     )

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 MAX_OFFERS: Final = 4
 """Phrases that one row may begin in one step, most probable first; with the filter at 0.9 one has nearly all."""
+MAX_BEGINNING: Final = 4
+"""Rows of an utterance, the best ones, that may begin a phrase in one step: forcing phrases behind all 16 rows of the
+showcase's beam costs three times as much."""
 Ids = npt.NDArray[np.int64]
 Phrase = tuple[int, ...]
 
@@ -172,7 +175,8 @@ class PhraseCopy:
             if token >= 0:
                 made[row], none_B[row] = [(0.0, token, None)], -np.inf
         utterance = self._going[place]
-        phrases, free = self._phrases[utterance], [row for row, token in enumerate(forced) if token < 0]
+        phrases = self._phrases[utterance]
+        free = [row for row, token in enumerate(forced) if token < 0][:MAX_BEGINNING]
         if phrases and free and len(texts[0]) < max_tokens:
             log_probs_RV = logits_BV[free].log_softmax(-1)
             now = RowsNow(

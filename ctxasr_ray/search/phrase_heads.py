@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from ctxasr_ray.search.label_beam import Float
-from ctxasr_ray.search.phrase_copy import Phrase, RowsNow
+from ctxasr_ray.search.phrase_copy import Ids, Phrase, RowsNow
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
@@ -21,16 +21,19 @@ if TYPE_CHECKING:
 
 _RIVALS: Final = 8
 """The attention's best tokens, among which the best rival of the joint score is looked for."""
+_FORCED: Final = 6
+"""Phrases that one row forces at most, those whose first token is best."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForcedPhrases:
     """The training-free head: each phrase forced through the recogniser, against its best rival token.
 
-    ln a is a softmax over (mean joint log-prob of the phrase's tokens) / temperature and, for "none", (joint log-prob
-    of the best token + none_offset) / temperature; joint is that of the search, CTC share included. A name that the
-    recogniser has never seen is spelled at a cost per token; `none_offset` says how much worse than the best token it
-    may be. Only phrases whose first token is within `first_within` nats of the best are forced; others have -inf.
+    ln a is a softmax over (joint log-prob of the phrase's tokens + reward * their number) / temperature and, for
+    "none", (joint log-prob of the best token + reward) / temperature; joint is that of the search, CTC share included.
+    A name that the recogniser has never seen is spelled at a cost per token, which `reward` makes up for, as in
+    `search.ctc_spotting`. At most `_FORCED` phrases whose first token is within `first_within` nats of the best are
+    forced; others have -inf.
 
     Source: ours, for recognisers that have no copy head.
     """
@@ -44,20 +47,24 @@ class ForcedPhrases:
     ctc_weight: float
     """Of the search."""
     temperature: float
-    """Nats per token."""
-    none_offset: float
-    """Nats per token, below 0."""
-    first_within: float
     """Nats."""
+    reward: float
+    """Nats per token."""
+    first_within: float
+    """Nats of the joint score."""
 
     def log_probs(self, now: RowsNow) -> Float:
         """As `phrase_copy.PhraseHead.log_probs`."""
         phrases = self.phrases[now.utterance]
-        best_R1 = now.log_probs.max(axis=1, keepdims=True)
-        firsts = np.array([phrase[0] for phrase in phrases])
-        rows, which = np.nonzero(now.log_probs[:, firsts] >= best_R1 - self.first_within)
-        logits = np.full((len(now.texts), len(phrases) + 1), -np.inf)
-        logits[:, -1] = (self._rival(now) + self.none_offset) / self.temperature
+        best = np.argsort(-now.log_probs, axis=1, kind="stable")[:, :_RIVALS]
+        rivals_R = self._joint(now, best).max(axis=1)
+        firsts_RN = self._joint(now, np.tile([phrase[0] for phrase in phrases], (len(best), 1)))
+        tried_RN = firsts_RN >= rivals_R[:, None] - self.first_within
+        if len(phrases) > _FORCED:
+            tried_RN &= firsts_RN >= np.partition(firsts_RN, -_FORCED, axis=1)[:, -_FORCED, None]
+        rows, which = np.nonzero(tried_RN)
+        logits = np.full((len(best), len(phrases) + 1), -np.inf)
+        logits[:, -1] = (rivals_R + self.reward) / self.temperature
         if len(rows):
             texts = [np.array([*now.texts[r], *phrases[n]], np.int32) for r, n in zip(rows, which, strict=True)]
             forced = self.model.forced_scores(self.states[now.utterance], self.prompt, texts)
@@ -65,21 +72,21 @@ class ForcedPhrases:
             if now.prefixes is not None:
                 asked = [phrases[n] for n in which]
                 sums += self.ctc_weight * now.prefixes.phrases(now.rows[rows], asked)
-            logits[rows, which] = sums / np.array([len(phrases[n]) for n in which]) / self.temperature
+            lengths = np.array([len(phrases[n]) for n in which])
+            logits[rows, which] = (sums + self.reward * lengths) / self.temperature
         return _log_softmax(logits)
 
-    def _rival(self, now: RowsNow) -> Float:
+    def _joint(self, now: RowsNow, tokens_RC: Ids) -> Float:
+        """(R, C) what the search adds for one more token."""
+        own: Float = np.take_along_axis(now.log_probs, tokens_RC, axis=1)
         if now.prefixes is None:
-            best: Float = now.log_probs.max(axis=1)
-            return best
-        tokens = np.argsort(-now.log_probs, axis=1, kind="stable")[:, :_RIVALS]
-        every = np.zeros((len(now.prefixes.totals), tokens.shape[1]), np.int64)
-        every[now.rows] = tokens
+            return own
+        every = np.zeros((len(now.prefixes.totals), tokens_RC.shape[1]), np.int64)
+        every[now.rows] = tokens_RC
         heard = (now.prefixes.extended(every) - now.prefixes.totals[:, None])[now.rows]
         ended = (now.prefixes.ended() - now.prefixes.totals)[now.rows, None]
-        heard = np.where(tokens == self.model.tokens.eos_id, ended, heard)
-        own = np.take_along_axis(now.log_probs, tokens, axis=1)
-        joint: Float = ((1 - self.ctc_weight) * own + self.ctc_weight * heard).max(axis=1)
+        heard = np.where(tokens_RC == self.model.tokens.eos_id, ended, heard)
+        joint: Float = (1 - self.ctc_weight) * own + self.ctc_weight * heard
         return joint
 
 
