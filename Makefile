@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := test,speech-synthesis,pocketsphinx,lhotse,bench
 
-.PHONY: quickstart showcase setup test test-slow format check audit bench clean
+.PHONY: quickstart showcase setup test test-slow format check audit bench scale clean
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, got {v[0]}.{v[1]}; try make PYTHON=python3.12")'
@@ -52,6 +52,9 @@ audit: .venv/.setup
 bench: .venv/.setup
 	@for script in benchmarks/[a-z]*.py; do case $$script in benchmarks/figures.py) continue;; esac; \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+scale: .venv/.setup
+	$(BIN)/python benchmarks/scale.py 100000
 
 clean:
 	rm -rf .venv build runs *.egg-info
