@@ -456,6 +456,15 @@ def test_the_slurm_script_is_a_shell_script_without_secrets() -> None:
     assert refused.returncode != 0
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "ray://no.such.host.invalid:10001"])
+def test_a_cluster_that_cannot_be_reached_is_refused_in_words(address: str) -> None:
+    from ctxasr_ray.distributed.cluster import refuse_unreachable
+
+    with pytest.raises(ValueError, match=re.escape(f"no Ray cluster answers at '{address}'")):
+        refuse_unreachable(address)
+    refuse_unreachable("auto")
+
+
 SRUN = """#!/usr/bin/env bash
 for word in "$@"; do case $word in --port=*) port=${word#--port=};; esac; done
 case " $* " in

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ QUIET: Final = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BAR
 """Read by Ray when it is imported: one stray line instead of 35."""
 JOIN_S: Final = 60.0
 """How long the nodes of a given cluster may take to join before a plan is refused."""
+REACH_S: Final = 20.0
+"""How long a given cluster may take to answer; Ray itself goes on trying for minutes and then says little."""
 OBJECT_STORE_BYTES: Final = 256 * 2**20
 """Of a local cluster; only descriptions of shards travel, so Ray's default of 30 % of the memory would be wasted."""
 for _name, _value in QUIET.items():
@@ -38,6 +41,7 @@ __all__ = [
     "options",
     "ray",
     "refuse_unfit",
+    "refuse_unreachable",
     "refuse_unshared",
     "unplaced",
 ]
@@ -59,6 +63,9 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
     Args:
         address: As `ray.init` takes it; None means RAY_ADDRESS if set, else a local cluster.
         num_cpus: Logical CPUs that the pools need; a local cluster offers at least these, for actors that mostly wait.
+
+    Raises:
+        ValueError: nothing answers at the address.
     """
     if ray.is_initialized():
         yield
@@ -69,6 +76,8 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
         cpus = max(math.ceil(num_cpus), os.cpu_count() or 1)
         address = "local"  # None would join whatever cluster runs on this machine
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    if not is_local:
+        refuse_unreachable(address or os.environ["RAY_ADDRESS"])
     with _on_loopback() if is_local else contextlib.nullcontext():
         for tries_left in (2, 1, 0):
             try:
@@ -85,6 +94,24 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def refuse_unreachable(address: str) -> None:
+    """Makes sure that something answers at a cluster's address; `auto` and the like are left to Ray.
+
+    Raises:
+        ValueError: nothing does.
+    """
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at '{address}' ({error}). Give the head's address, HOST:6379 from inside of the "
+            "cluster or ray://HOST:10001 from outside, once the cluster is up. Nothing was started."
+        ) from error
 
 
 @contextlib.contextmanager
