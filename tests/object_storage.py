@@ -26,6 +26,8 @@ class Proxy:
     forget_conditions: bool = False
     """Drop `If-None-Match`, as stores do that do not know it."""
     count: int = 0
+    num_failed: int = 0
+    """Requests that were refused or whose answer was lost."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> str:
@@ -53,6 +55,7 @@ class Proxy:
             self.count += 1
             fails = self.refuse or (self.fail_every > 0 and self.count % self.fail_every == 0)
             loses = self.lose_every > 0 and self.count % self.lose_every == 0
+            self.num_failed += fails or loses
         if fails:
             self._send(request, 503, [], b"")
             return
