@@ -152,7 +152,7 @@ from ctxasr_ray.distributed.pools import run_ray
 if __name__ == "__main__":
     root, log, address = sys.argv[1:]
     store, shards = chaos_runs.prepared(root)
-    run_ray(store, chaos_runs.asking_line(log, 0.05), shards, address=address)
+    run_ray(store, chaos_runs.asking_line(log, 0.2), shards, address=address)
 """
 
 
