@@ -54,7 +54,7 @@ def test_each_stage_starts_from_the_last_and_the_model_hears(folder: Path) -> No
     assert 0 < distance < 0.01  # four steps of a warm-up to 2e-3 away from the first stage, not from a new draw
     model = load_audio_lm(checkpoint.resolve(str(folder / "whole" / "model")), device="cpu")
     prefix = model.prefix(np.zeros(8000, np.float32))
-    assert prefix.shape == (1 + 13, 192)  # <s>, and 25 frames of 20 ms in pairs
+    assert prefix.shape == (2 + 7 + 2, 192)  # <s> <speech>, 13 frames of 40 ms in pairs, </speech> <text>
     assert torch.isfinite(prefix).all()
 
 
@@ -80,5 +80,5 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(folder: P
 
 def test_an_adapter_of_another_recipe_is_refused(folder: Path, tmp_path: Path) -> None:
     other = replace(_second(folder), task=replace(_second(folder).task, prompt="say {speech}"))
-    with pytest.raises(ValueError, match=r"has adapter .* and prompt '\{speech\}'; this training has"):
+    with pytest.raises(ValueError, match=r"has adapter .* and prompt '<speech>\{speech\}</speech><text>'; this"):
         loop.run(other, tmp_path / "run")
