@@ -203,7 +203,7 @@ def train_speech_llm_adapter() -> TrainingConfig:
             adapter=AdapterConfig(stack=2, width=512),
             prompt="<speech>{speech}</speech><text>",
             warp=0.15,
-            features_directory="runs/train/speech_llm_features",
+            features_directory="runs/train/speech_llm_states",
         ),
         num_steps=800,
         batch_size=2048,
