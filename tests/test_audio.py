@@ -256,6 +256,7 @@ def special(name, kind, target=""):
         (special("hard.flac", tarfile.LNKTYPE, "good.flac"), "link to 'good.flac'"),
         (special("device", tarfile.CHRTYPE), "device"),
         (special("pipe", tarfile.FIFOTYPE), "device"),
+        (special("bomb.flac", tarfile.GNUTYPE_SPARSE), "is sparse, so that it may claim any size"),
     ],
 )
 def test_an_unsafe_archive_is_refused_as_a_whole_and_nothing_is_written(tmp_path, member, reason):
