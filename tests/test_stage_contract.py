@@ -23,6 +23,7 @@ from tiny_seq2seq import tokenizer as letters
 from tiny_speech_llm import make as make_speech_llm
 
 from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
+from ctxasr_ray.candidates.plausible import PlausibleConfig
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.candidates.union import UnionConfig
@@ -33,17 +34,21 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
+from ctxasr_ray.first_pass.phrase_copy import PhraseCopyConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.compositional_oracle import CompositionalOracleConfig
+from ctxasr_ray.metrics.confident_errors import ConfidentErrorsConfig
 from ctxasr_ray.metrics.edits import EditCountsConfig
 from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
 from ctxasr_ray.metrics.keywords import KeywordCountsConfig
 from ctxasr_ray.metrics.nbest_errors import NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
+from ctxasr_ray.metrics.shortlist_recall import ShortlistRecallConfig
+from ctxasr_ray.models.recogniser import CtcOptions
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, hypotheses_table
 from ctxasr_ray.schema import conform
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
@@ -107,11 +112,29 @@ STAGES = {
         ("utterances",),
         1e-3,
     ),
+    "phrase_copy": Case(
+        lambda w: PhraseCopyConfig(
+            search=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2),
+            catalogue=w["phrases"],
+            reward=30.0,
+            first_within=50.0,
+        ),
+        ("utterances", "context"),
+        1e-3,
+    ),
     "attention_scorer": Case(lambda w: AttentionScorerConfig(model=w["seq2seq"]), ("utterances", "hypotheses"), 1e-3),
     "ctc_scorer": Case(lambda w: CtcScorerConfig(model=w["ctc"], batch_size=2), ("utterances", "hypotheses"), 1e-4),
     "imported": Case(lambda w: ImportedConfig(paths=(w["lists"],), format="kaldi"), ("utterances",)),
     "context": Case(lambda w: ContextConfig(catalogue=w["phrases"], num_distractors=2), ("utterances",)),
     "shortlist": Case(lambda w: ShortlistConfig(catalogue=w["phrases"], max_phrases=2), ("hypotheses", "context")),
+    "plausible": Case(
+        lambda w: PlausibleConfig(recogniser=CtcOptions(model=w["ctc"]), catalogue=w["phrases"], max_phrases=2),
+        ("utterances", "context"),
+    ),
+    "shortlist_recall": Case(lambda w: ShortlistRecallConfig(), ("utterances", "context")),
+    "confident_errors": Case(
+        lambda w: ConfidentErrorsConfig(), ("utterances", "transcripts", "transcripts", "hypotheses")
+    ),
     "keyword_candidates": Case(lambda w: KeywordCandidatesConfig(catalogue=w["phrases"]), ("hypotheses", "context")),
     "top": Case(lambda w: TopConfig(num_hypotheses=1), ("hypotheses",)),
     "union": Case(lambda w: UnionConfig(), ("hypotheses", "elsewhere")),
