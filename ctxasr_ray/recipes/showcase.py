@@ -1,5 +1,6 @@
 """The showcase: every method side by side on the quickstart's corpus, with nothing but what ships."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,22 +54,16 @@ def showcase() -> Experiment:
     gated = AttentionFusedConfig(first_pass=attention, lm=lm, temperature=0.7, lm_temperature=0.7)
     joint = replace(attention, ctc_weight=0.3, source="joint")
     joint_gated = replace(gated, first_pass=joint)
-    boosted = CtcKeywordsConfig(first_pass=replace(ctc, num_hypotheses=50))
-    short, long = (ContextConfig(true_keywords=True, num_distractors=size) for size in (100, 1000))
-    heard = ShortlistConfig(
-        ways=("exact", "phonetic", "plausible"), plausible=PlausibleConfig(recogniser=CtcOptions(model=asset("ctc")))
-    )
-    candidates = Branch(nbest=KeywordCandidatesConfig(), of=("first_pass",), shortlist=ShortlistConfig())
-    with_candidates = Rescoring(
-        scorers=(CtcScorerConfig(model=asset("ctc")), lm), weights=WeightsConfig(fixed_source="ctc")
-    )
+    with_names: dict[str, Branch] = {}
+    for size in (100, 1000):
+        with_names |= _with_names(size, ctc, lm, {"phrase_copy": joint, "multi_grained": joint_gated})
     return Experiment(
         first_pass=ctc,
         scorers=(lm,),
         synthetic=SyntheticConfig(),
         shard_audio_s=200.0,
         catalogue=str(Path(asset("words")) / "phrases_2k.txt"),
-        context=long,
+        context=_names(1000),
         rescorings={f"lm_rescoring/n{size}": Rescoring(scorers=(lm,), num_hypotheses=size) for size in (16, 64)},
         branches={
             "first_pass/attention": Branch(
@@ -87,25 +82,39 @@ def showcase() -> Experiment:
             "gated_fusion/joint": Branch(nbest=joint_gated),
             "delayed_fusion": Branch(nbest=delayed, rescorings={"delayed_fusion/rescored": Rescoring()}),
             "delayed_fusion/shortest": Branch(nbest=replace(delayed, trigger="shortest_hypothesis")),
-            "keyword_boost/lm_list_1000": Branch(nbest=CtcKeywordsConfig(first_pass=delayed), context=long),
-            **{
-                f"keyword_boost/list_{size}": Branch(nbest=boosted, context=context)
-                for size, context in ((100, short), (1000, long))
-            },
-            **{
-                f"{name}/list_{size}": Branch(
-                    nbest=PhraseCopyConfig(search=search), of=("first_pass",), context=context, shortlist=heard
-                )
-                for size, context in ((100, short), (1000, long))
-                for name, search in (("phrase_copy", joint), ("multi_grained", joint_gated))
-            },
-            **{
-                f"keyword_candidates/list_{size}": replace(
-                    candidates,
-                    context=context,
-                    rescorings={f"keyword_candidates/list_{size}_rescored": with_candidates},
-                )
-                for size, context in ((100, short), (1000, long))
-            },
+            "keyword_boost/lm_list_1000": Branch(nbest=CtcKeywordsConfig(first_pass=delayed), context=_names(1000)),
+            **with_names,
         },
     )
+
+
+def _names(size: int) -> ContextConfig:
+    return ContextConfig(true_keywords=True, num_distractors=size)
+
+
+def _with_names(
+    size: int, ctc: CtcConfig, lm: CausalLmConfig, searches: Mapping[str, AttentionConfig | AttentionFusedConfig]
+) -> dict[str, Branch]:
+    """The methods that take a list of names, each utterance's own and `size` others."""
+    context = _names(size)
+    heard = ShortlistConfig(
+        ways=("exact", "phonetic", "plausible"), plausible=PlausibleConfig(recogniser=CtcOptions(model=asset("ctc")))
+    )
+    rescored = Rescoring(scorers=(CtcScorerConfig(model=asset("ctc")), lm), weights=WeightsConfig(fixed_source="ctc"))
+    boosted = CtcKeywordsConfig(first_pass=replace(ctc, num_hypotheses=50))
+    return {
+        f"keyword_boost/list_{size}": Branch(nbest=boosted, context=context),
+        **{
+            f"{name}/list_{size}": Branch(
+                nbest=PhraseCopyConfig(search=search), of=("first_pass",), context=context, shortlist=heard
+            )
+            for name, search in searches.items()
+        },
+        f"keyword_candidates/list_{size}": Branch(
+            nbest=KeywordCandidatesConfig(),
+            of=("first_pass",),
+            context=context,
+            shortlist=ShortlistConfig(),
+            rescorings={f"keyword_candidates/list_{size}_rescored": rescored},
+        ),
+    }
