@@ -310,6 +310,19 @@ def test_systems_whose_keywords_were_counted_stand_in_a_second_table() -> None:
     assert "oracle" not in second
 
 
+def test_a_long_table_leaves_the_oracles_of_further_lists_to_the_page() -> None:
+    names = [f"list_{n}" for n in range(20)]
+    shown = [*(f"first_pass/{name}" for name in names), "oracle", "oracle/compositional"]
+    left = [f"oracle/{name}{more}" for name in names for more in ("", "/compositional")]
+    rows = [result("test", system, "wer", 0.2) for system in [*shown, *left]]
+    text = printed(terminal.terminal_tables(results_table(rows)), 100)
+    assert all(f" {system} " in text for system in shown)
+    assert "oracle/list_0" not in text
+    assert f"{len(left)} lines more stand on the page." in text
+    short = printed(terminal.terminal_tables(results_table(rows[-8:])), 100)
+    assert all(system in short for system in left[-8:])
+
+
 def test_the_legend_says_what_the_bootstrap_drew_and_warns_of_single_utterances() -> None:
     rows = [
         result("dev", "first_pass", "wer", 0.2, num_blocks=40, signature="wer|block:utterance|split:dev"),
