@@ -74,6 +74,12 @@ def test_a_store_that_overwrites_is_refused(root: str, proxy: Proxy) -> None:
         check_writable(open_folder(root))
 
 
+def test_a_store_that_loses_the_first_answer_is_no_store_that_overwrites(root: str, proxy: Proxy) -> None:
+    proxy.count, proxy.lose_every = 999, 1000  # the next answer
+    check_writable(open_folder(root))
+    assert proxy.num_failed == 1
+
+
 def test_a_run_on_s3_gives_the_local_tables_and_resumes(root: str, tmp_path: Path) -> None:
     store, shards = prepared(root)
     run_inline(store, line()[:3], shards)

@@ -94,7 +94,8 @@ def check_writable(folder: Folder) -> None:
     """
     key = f".probe-{uuid.uuid4().hex}"
     try:
-        first, second = folder.create(key, b"1"), folder.create(key, b"2")
+        folder.create(key, b"1")  # false where its answer was lost and it was sent again: the name is nobody else's
+        overwritten = folder.create(key, b"2")
         kept = folder.read(key)
     except OSError as error:
         raise StoreError(
@@ -104,7 +105,7 @@ def check_writable(folder: Folder) -> None:
     finally:
         with contextlib.suppress(OSError, StoreError):
             folder.delete(key)
-    if not first or second or kept != b"1":
+    if overwritten or kept != b"1":
         raise StoreError(
             f"run folder '{folder.root}' overwrites files that exist: it has no create-only writes "
             "(hard links on a disk, If-None-Match on S3), so two writers could mix results. Choose another --root."
