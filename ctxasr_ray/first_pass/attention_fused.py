@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
+from ctxasr_ray.first_pass.search_lms import text_tokens
 from ctxasr_ray.first_pass.token_times import Encoded
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
-from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.search.token_gate import TokenGate
@@ -130,16 +130,14 @@ class FindFused:
     def __init__(self, config: AttentionFusedConfig, model: "Seq2SeqModel", host: TreeScorerHost) -> None:
         from ctxasr_ray.models.shared_vocabulary import shared_tokens
 
-        lm = config.lm
-        tokenizer = load_tokenizer(resolve(lm.model, lm.revision))
-        texts = TextTokens(tokenizer, text_form=lm.text_form, prompt=lm.prompt, start_from_eos=lm.start_from_eos)
+        texts = text_tokens(config.lm)
         self._tokens = shared_tokens(
             load_tokenizer(resolve(config.first_pass.model, config.first_pass.revision)),
-            tokenizer,
+            texts.tokenizer,
             ~model.tokens.suppressed,
             recogniser_eos=model.tokens.eos_id,
             lm_eos=host.eos_token_id,
-            name=lm.model,
+            name=config.lm.model,
         )
         self._config, self._host, self._prefix = config, host, texts.prefix
         self._eos_id = model.tokens.eos_id

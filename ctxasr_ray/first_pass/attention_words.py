@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
-from ctxasr_ray.first_pass.search_lms import text_tokens
+from ctxasr_ray.first_pass.search_lms import asked_lm, refuse_unknown_trigger, text_tokens, word_trigger
 from ctxasr_ray.first_pass.token_times import Encoded
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -18,7 +18,6 @@ from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
-    from ctxasr_ray.search.lm_fusion import Trigger
     from ctxasr_ray.search.word_rows import WordRows
 
 
@@ -64,12 +63,7 @@ class AttentionWordsConfig:
 
     def __post_init__(self) -> None:
         """Refuses what can be refused without loading a model."""
-        if self.fusion not in ("delayed", "shallow"):
-            raise ValueError(f"fusion is '{self.fusion}'; expected delayed or shallow.")
-        if self.trigger not in ("fixed_interval", "shortest_hypothesis"):
-            raise ValueError(f"trigger is '{self.trigger}'; expected fixed_interval or shortest_hypothesis.")
-        if self.scored not in ("common_words", "own_last_word"):
-            raise ValueError(f"scored is '{self.scored}'; expected common_words or own_last_word.")
+        refuse_unknown_trigger(self)
         if self.interval < 1 or not self.end_within >= 0:
             raise ValueError(
                 f"interval is {self.interval}, end_within {self.end_within}; expected at least 1, and 0 or more."
@@ -85,17 +79,6 @@ class AttentionWordsConfig:
     def asked_lm(self) -> CausalLmConfig:
         """The LM as it is loaded: all utterances of a search share a pass unless its config says otherwise."""
         return replace(self.lm, utterances_per_forward=self.lm.utterances_per_forward or self.first_pass.batch_size)
-
-    def trigger_of_search(self) -> "Trigger":
-        """The trigger that the fields describe."""
-        from ctxasr_ray.search.delayed_fusion import FixedInterval, ShortestHypothesis
-        from ctxasr_ray.search.shallow_fusion import EveryWord
-
-        if self.fusion == "shallow":
-            return EveryWord()
-        if self.trigger == "shortest_hypothesis":
-            return ShortestHypothesis(scope=self.scored)
-        return FixedInterval(frames=self.interval, scope=self.scored)
 
     def build(self) -> AttentionFirstPass:
         """Loads both models.
@@ -153,23 +136,13 @@ class FindWithWords:
         return found
 
     def _rows(self, num_utterances: int, costs: Costs) -> "WordRows":
-        from ctxasr_ray.search.lm_texts import FusedLm
         from ctxasr_ray.search.word_rows import WordRows
 
-        lm = FusedLm(
-            scorer=self._host.sessions(costs),
-            spelling=self._spelling,
-            prefix=self._prefix,
-            eos_token_id=self._host.eos_token_id,
-            max_positions=self._host.max_positions,
-            position_bytes=self._host.position_bytes,
-            source=self._config.lm.source,
-            costs=costs,
-        )
+        lm = asked_lm(self._host, self._spelling, self._prefix, self._config.lm.source, costs)
         return WordRows(
             lm,
             self._boundaries,
-            self._config.trigger_of_search(),
+            word_trigger(self._config),
             eos_id=self._eos_id,
             lm_weight=self._config.lm_weight,
             length_bonus=self._config.length_bonus,

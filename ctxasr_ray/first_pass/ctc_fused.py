@@ -17,7 +17,14 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
 from ctxasr_ray.first_pass.lists import failed, not_finite
-from ctxasr_ray.first_pass.search_lms import FirstPassLm, SearchLm, labels_of, words_of
+from ctxasr_ray.first_pass.search_lms import (
+    FirstPassLm,
+    SearchLm,
+    labels_of,
+    refuse_unknown_trigger,
+    word_trigger,
+    words_of,
+)
 from ctxasr_ray.nbest import NBest, hypotheses_table
 from ctxasr_ray.recordings import COLUMNS, Heard, heard_batches
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -83,12 +90,7 @@ class CtcFusedConfig:
 
     def __post_init__(self) -> None:
         """Refuses what can be refused without loading a model."""
-        if self.fusion not in ("delayed", "shallow"):
-            raise ValueError(f"fusion is '{self.fusion}'; expected delayed or shallow.")
-        if self.trigger not in ("fixed_interval", "shortest_hypothesis"):
-            raise ValueError(f"trigger is '{self.trigger}'; expected fixed_interval or shortest_hypothesis.")
-        if self.scored not in ("common_words", "own_last_word"):
-            raise ValueError(f"scored is '{self.scored}'; expected common_words or own_last_word.")
+        refuse_unknown_trigger(self)
         if self.units not in ("words", "labels"):
             raise ValueError(f"units is '{self.units}'; expected words or labels.")
         if self.units == "labels" and (self.first_pass_lm is not None or self.label_prior is not None):
@@ -132,14 +134,7 @@ class CtcFusedConfig:
 
     def trigger_of_search(self) -> "Trigger | None":
         """The trigger that the fields describe; None is shallow fusion by label."""
-        from ctxasr_ray.search.delayed_fusion import FixedInterval, ShortestHypothesis
-        from ctxasr_ray.search.shallow_fusion import EveryWord
-
-        if self.fusion == "shallow":
-            return EveryWord() if self.units == "words" else None
-        if self.trigger == "shortest_hypothesis":
-            return ShortestHypothesis(scope=self.scored)
-        return FixedInterval(frames=self.interval, scope=self.scored)
+        return None if self.fusion == "shallow" and self.units == "labels" else word_trigger(self)
 
 
 class CtcFusedFirstPass:

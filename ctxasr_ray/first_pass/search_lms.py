@@ -1,12 +1,13 @@
-"""Language models as CTC searches hear them: a loaded model, its tokenizer and a trigger -> the fusion of a search."""
+"""Language models as searches hear them: a loaded model, its tokenizer and a trigger -> the fusion of a search."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
 from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Costs, TreeScorerHost
+from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
     from ctxasr_ray.models.ctc_vocabulary import Vocabulary
@@ -52,7 +53,7 @@ class SearchLm:
         from ctxasr_ray.search.lm_units import LabelUnits
         from ctxasr_ray.search.shallow_fusion import LabelShallowFusion
 
-        lm = self._asked(costs)
+        lm = asked_lm(self.host, self.spelling, self.tokens.prefix, self.config.source, costs)
         if self.trigger is None:
             assert isinstance(self.units, LabelUnits)
             return LabelShallowFusion(lm=lm, units=self.units, lm_weight=self.lm_weight, length_bonus=self.length_bonus)
@@ -66,19 +67,21 @@ class SearchLm:
             prior_weight=self.prior_weight,
         )
 
-    def _asked(self, costs: Costs) -> "FusedLm":
-        from ctxasr_ray.search.lm_texts import FusedLm
 
-        return FusedLm(
-            scorer=self.host.sessions(costs),
-            spelling=self.spelling,
-            prefix=self.tokens.prefix,
-            eos_token_id=self.host.eos_token_id,
-            max_positions=self.host.max_positions,
-            position_bytes=self.host.position_bytes,
-            source=self.config.source,
-            costs=costs,
-        )
+def asked_lm(host: TreeScorerHost, spelling: "Spelling", prefix: Int32, source: str, costs: Costs) -> "FusedLm":
+    """A loaded language model as some searches ask it, its work counted in `costs`."""
+    from ctxasr_ray.search.lm_texts import FusedLm
+
+    return FusedLm(
+        scorer=host.sessions(costs),
+        spelling=spelling,
+        prefix=prefix,
+        eos_token_id=host.eos_token_id,
+        max_positions=host.max_positions,
+        position_bytes=host.position_bytes,
+        source=source,
+        costs=costs,
+    )
 
 
 def words_of(vocabulary: "Vocabulary", segmentation: str, lm: CausalLmConfig) -> "tuple[TextTokens, Units, Spelling]":
@@ -106,6 +109,56 @@ def labels_of(vocabulary: "Vocabulary", lm: CausalLmConfig) -> "tuple[TextTokens
     unwritten = (vocabulary.blank_id, *vocabulary.suppressed)
     units = LabelUnits(label_tokens(vocabulary.pieces, unwritten, tokens.tokenizer))
     return tokens, units, units
+
+
+class Triggered(Protocol):
+    """What a config of a search with a language model in it says of when the model is asked."""
+
+    @property
+    def fusion(self) -> str:
+        """Delayed or shallow."""
+        ...
+
+    @property
+    def trigger(self) -> str:
+        """Of delayed fusion: fixed_interval or shortest_hypothesis."""
+        ...
+
+    @property
+    def interval(self) -> int:
+        """Frames or tokens between two triggers of kind fixed_interval."""
+        ...
+
+    @property
+    def scored(self) -> Literal["common_words", "own_last_word"]:
+        """What delayed fusion scores at a trigger."""
+        ...
+
+
+def refuse_unknown_trigger(config: Triggered) -> None:
+    """Refuses values that `word_trigger` does not know.
+
+    Raises:
+        ValueError: another fusion, trigger or scope.
+    """
+    if config.fusion not in ("delayed", "shallow"):
+        raise ValueError(f"fusion is '{config.fusion}'; expected delayed or shallow.")
+    if config.trigger not in ("fixed_interval", "shortest_hypothesis"):
+        raise ValueError(f"trigger is '{config.trigger}'; expected fixed_interval or shortest_hypothesis.")
+    if config.scored not in ("common_words", "own_last_word"):
+        raise ValueError(f"scored is '{config.scored}'; expected common_words or own_last_word.")
+
+
+def word_trigger(config: Triggered) -> "Trigger":
+    """The trigger of a search that asks its language model by words."""
+    from ctxasr_ray.search.delayed_fusion import FixedInterval, ShortestHypothesis
+    from ctxasr_ray.search.shallow_fusion import EveryWord
+
+    if config.fusion == "shallow":
+        return EveryWord()
+    if config.trigger == "shortest_hypothesis":
+        return ShortestHypothesis(scope=config.scored)
+    return FixedInterval(frames=config.interval, scope=config.scored)
 
 
 def text_tokens(lm: CausalLmConfig) -> TextTokens:
