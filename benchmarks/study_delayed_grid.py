@@ -1,10 +1,13 @@
 """Delayed fusion by beam and interval: errors, calls of the LM, seconds and bytes of keys and values per utterance.
 
-Runs the recipe `study_delayed_grid` in this process (60 utterances of dev, shipped models, one thread), writes the grid
-as `results/study_delayed_grid.png`, and prints one figure per system. Run it without arguments; tables lie in
-`runs/studies`, and the run's own page draws errors against calls and against the real-time factor.
+Runs the recipe `study_delayed_grid` in this process (60 utterances of dev, shipped models, one thread), draws
+`results/study_delayed_grid*.png` (the grid, and errors against calls and against the real-time factor), and prints one
+figure per system. Run it without arguments; tables lie in `runs/studies`. With the file of its printed figures it draws
+them again and runs nothing: `python benchmarks/study_delayed_grid.py benchmarks/results/study_delayed_grid.jsonl`.
 """
 
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +25,11 @@ from ctxasr_ray import pipeline  # noqa: E402
 from ctxasr_ray.layout import line  # noqa: E402
 from ctxasr_ray.opening import open_run  # noqa: E402
 from ctxasr_ray.recipes.search_studies import BEAMS, INTERVALS, study_delayed_grid  # noqa: E402
-from ctxasr_ray.report import frames  # noqa: E402
+from ctxasr_ray.report import frames, pareto  # noqa: E402
+from ctxasr_ray.report.tables import lines  # noqa: E402
 
 ROOT: Final = Path("runs/studies/study_delayed_grid")
-FIGURE: Final = Path(__file__).parent / "results" / "study_delayed_grid.png"
+RESULTS: Final = Path(__file__).parent / "results"
 COUNTERS: Final = ("llm_calls", "nodes", "tokens_flat", "triggers", "kv_bytes")
 LENGTHS_S: Final = (3.0, 5.0, 6.0, 8.1)
 """Bounds of the lengths that bytes of keys and values are told for."""
@@ -66,41 +70,82 @@ def figures() -> Iterator[Figure]:
             seconds = utterances.loc[per_utterance.index, "duration_s"]
             groups = per_utterance["kv_bytes"].groupby(pd.cut(seconds, LENGTHS_S), observed=True).mean()
             told |= {f"kv_bytes_{span.left:g}_to_{span.right:g}_s": round(value) for span, value in groups.items()}
-        name = f"delayed_grid_{system.replace('/', '_')}_wer"
-        yield Figure(name=name, value=100 * wer["value"], unit="%", counters=told)
+        yield Figure(name=_name(system), value=100 * wer["value"], unit="%", counters=told)
+
+
+def _name(system: str) -> str:
+    return f"delayed_grid_{system.replace('/', '_')}_wer"
 
 
 def draw(found: Sequence[Figure]) -> None:
+    """Writes all three drawings."""
+    by_name = {figure.name: figure for figure in found}
+    draw_grid(by_name)
+    draw_costs({system: by_name[_name(system)] for system in line(study_delayed_grid()).transcripts})
+
+
+def draw_grid(by_name: Mapping[str, Figure]) -> None:
     """The grid: WER and calls by beam and interval."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    by_name = {figure.name: figure for figure in found}
     fig, panels = pyplot.subplots(1, 2, figsize=(9.5, 3.6))
     for axes, key, title in zip(panels, (None, "llm_calls"), ("WER %", "LLM calls per utterance"), strict=True):
         cells = np.zeros((len(BEAMS), len(INTERVALS)))
         for place, _ in np.ndenumerate(cells):
             beam, interval = BEAMS[place[0]], INTERVALS[place[1]]
-            figure = by_name[f"delayed_grid_delayed_fusion_beam_{beam}_interval_{interval}_wer"]
+            figure = by_name[_name(f"delayed_fusion_beam_{beam}/interval_{interval}")]
             cells[place] = figure.value if key is None else float(figure.counters[key])
         axes.imshow(cells, cmap="viridis", aspect="auto")
         for (row, column), value in np.ndenumerate(cells):
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white")
+            ink = "black" if value > (cells.min() + cells.max()) / 2 else "white"  # high values are light
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink)
         axes.set_xticks(range(len(INTERVALS)), [str(one) for one in INTERVALS])
         axes.set_yticks(range(len(BEAMS)), [str(one) for one in BEAMS])
         axes.set_xlabel("interval (frames of 40 ms)")
         axes.set_ylabel("beam")
         axes.set_title(f"delayed fusion, dev, N = 60: {title}", fontsize=9)
     fig.tight_layout()
-    fig.savefig(FIGURE, dpi=110)
+    fig.savefig(RESULTS / "study_delayed_grid.png", dpi=110)
 
 
-def main() -> None:
-    """Runs, draws and prints."""
+def draw_costs(by_system: Mapping[str, Figure]) -> None:
+    """WER against calls per utterance and against the real-time factor, as a run's page draws them."""
+    records: list[dict[str, Any]] = []
+    calls: dict[tuple[str, str], float | None] = {}
+    for system, figure in by_system.items():
+        told, place = figure.counters, {"corpus": "synthetic", "split": "dev", "system": system, "condition": {}}
+        low, high = (float(told[bound]) / 100 for bound in ("ci_low", "ci_high"))
+        wer = {"value": figure.value / 100, "ci_low": low, "ci_high": high, "num_utterances": told["utterances"]}
+        records.append({**place, "metric": "wer", **wer})
+        records.append({**place, "metric": "real_time_factor", "value": told["real_time_factor"]})
+        calls["synthetic", system] = float(told.get("llm_calls", 0))
+    rows = lines(records)
+    axis = "language-model calls / utterance, one at a time"
+    charts = {
+        "calls": pareto.against(rows, calls, "error_against_calls", "language-model calls", axis),
+        "real_time_factor": pareto.against_real_time_factor(rows),
+    }
+    for name, chart in charts.items():
+        assert chart is not None, "every system has an error rate and both costs"
+        replace(chart, name=f"study_delayed_grid_{name}").png(RESULTS)
+
+
+def read(path: Path) -> list[Figure]:
+    """The figures that this script printed."""
+    told = [json.loads(row) for row in path.read_text("utf-8").splitlines()]
+    return [Figure(name=one["name"], value=one["value"], unit=one["unit"], counters=one["counters"]) for one in told]
+
+
+def main(paths: Sequence[str]) -> None:
+    """Runs, draws and prints; or draws what was printed."""
+    if paths:
+        draw(read(Path(paths[0])))
+        return
     found = list(figures())
     draw(found)
     emit(found)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

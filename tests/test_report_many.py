@@ -143,6 +143,16 @@ def test_the_frontier_is_what_no_other_system_beats_in_both() -> None:
     assert [(p.cost, p.rate) for p in pareto.frontier(points)] == [(1, 20), (2, 15), (5, 10)]
 
 
+def test_numbers_on_a_crowded_frontier_do_not_stand_on_each_other_and_the_best_has_one() -> None:
+    costs = {f"system_{n:02}": 1.0 + 0.5 * (n // 4) + 0.001 * n for n in range(20)}
+    rows = lines_of([result("test", s, "wer", 0.4 - 0.001 * n) for n, s in enumerate(costs)])
+    chart = pareto.against(rows, {(rows[0].corpus, s): cost for s, cost in costs.items()}, "costs", "seconds", "s")
+    assert chart is not None
+    marks = [text.xy for text in chart.figure.axes[0].texts]
+    assert [round(x, 3) for x, _ in marks] == [costs[f"system_{n:02}"] for n in (3, 7, 11, 15, 19)]
+    assert "On the frontier, among others: 1 system_03, 2 system_07," in chart.caption
+
+
 def test_calls_are_counted_per_utterance_over_all_steps_of_a_system() -> None:
     rows = lines_of([result("test", s, "wer", 0.2, num_utterances=50) for s in ("first_pass", "lm_rescoring")])
     cost = {"step": "scores", "table": "scores", "rows": 1, "seconds": {}}

@@ -3,17 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ctxasr_ray.report.costs import by_step
 from ctxasr_ray.report.drawing import COLOURS, INK, MARKERS, Chart, legend, new, short
 from ctxasr_ray.report.systems import family, is_bound, label
 from ctxasr_ray.report.tables import Line, main_lines, primary_metric, reported_split
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MAX_NAMED: Final = 12
 """Systems that the legend can name one by one; above it names families, and the caption the frontier."""
 MAX_ON_FRONTIER: Final = 8
-"""Points of it that are numbered; their names stand in the caption."""
+"""Points of it that may be numbered; their names stand in the caption."""
 
 CALLS: Final = "llm_calls"
 """The counter of a receipt that says how often a language model was asked: forward passes."""
@@ -40,7 +43,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def against_real_time_factor(rows: Sequence[Line]) -> Chart | None:
     """Error rate against real-time factor on the reported split; None with fewer than two systems that have both."""
     costs = {(row.corpus, row.label): row.value("real_time_factor") for row in _reported(rows)}
-    return _chart(rows, costs, "error_against_cost", "work", "real-time factor (s of work per s of audio)")
+    return against(rows, costs, "error_against_cost", "work", "real-time factor (s of work per s of audio)")
 
 
 def against_calls(rows: Sequence[Line], system_costs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
@@ -64,7 +67,7 @@ def against_calls(rows: Sequence[Line], system_costs: Mapping[str, Sequence[Mapp
             costs[row.corpus, row.label] = calls / metric["num_utterances"]
     if not any(costs.values()):
         return None
-    return _chart(
+    return against(
         rows, costs, "error_against_calls", "language-model calls", "language-model forward passes / utterance"
     )
 
@@ -75,9 +78,21 @@ def _reported(rows: Sequence[Line]) -> list[Line]:
     return [row for row in main if row.split == split and not is_bound(row.system)]
 
 
-def _chart(
+def against(
     rows: Sequence[Line], costs: Mapping[tuple[str, str], float | None], name: str, what: str, axis: str
 ) -> Chart | None:
+    """Error rate against a cost on the reported split.
+
+    Args:
+        rows: Lines of the run.
+        costs: Corpus and label of a line -> what it costs; without a cost it is left out.
+        name: Of the file.
+        what: The cost, as the title calls it.
+        axis: The same with its unit.
+
+    Returns:
+        None with fewer than two systems that have both.
+    """
     metric = primary_metric(rows)
     points = []
     for row in _reported(rows):
@@ -104,18 +119,12 @@ def _chart(
         high = [max(0.0, 100 * (p.line.value(metric, "ci_high") or p.rate / 100) - p.rate) for p in members]
         axes.errorbar(xs, ys, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.5)
         axes.plot(xs, ys, marker, color=colour, label=short(group), markersize=7)
-    if len(points) > MAX_NAMED:
-        for place, point in enumerate(best[:MAX_ON_FRONTIER], 1):  # names would stand on each other
-            at = (point.cost, point.rate)
-            axes.annotate(str(place), at, (4, 4), textcoords="offset points", fontsize=8, weight="bold", color=INK)
     axes.grid(axis="y", color="#888888", alpha=0.3, linewidth=0.6)
     positive = [p.cost for p in points if p.cost > 0]
     if positive and max(positive) > 20 * min(positive):
         axes.set_xscale("log" if len(positive) == len(points) else "symlog", **_linear(positive, len(points)))
-        powers = [
-            10.0**n for n in range(math.ceil(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
-        ]
-        axes.set_xticks(powers if len(positive) == len(points) else [0.0, *powers])
+        ticks = _ticks(min(positive), max(positive))
+        axes.set_xticks(ticks if len(positive) == len(points) else [0.0, *ticks])
         axes.xaxis.set_major_formatter("{x:g}")  # mathematics is not set: a name from outside may hold its signs
         axis += ", logarithmic"
     axes.margins(0.1)
@@ -128,9 +137,35 @@ def _chart(
         f"N = {number:,} utterances ({split}); bars: 95 % intervals."
     )
     if len(points) > MAX_NAMED:
-        named = [f"{place} {point.line.label}" for place, point in enumerate(best[:MAX_ON_FRONTIER], 1)]
-        caption += f" On the frontier: {', '.join(named)}."
+        named = _apart(axes, best)
+        for place, point in enumerate(named, 1):  # names would stand on each other
+            at = (point.cost, point.rate)
+            axes.annotate(str(place), at, (4, 4), textcoords="offset points", fontsize=8, weight="bold", color=INK)
+        others = "" if len(named) == len(best) else ", among others"
+        caption += f" On the frontier{others}: {', '.join(f'{n} {p.line.label}' for n, p in enumerate(named, 1))}."
     return Chart(name, title, caption, figure)
+
+
+def _apart(axes: "Axes", best: Sequence[Point]) -> list[Point]:
+    """Points of a frontier with room for a number each, cheapest first; of two that have none, the better one."""
+    axes.autoscale_view()
+    to_fractions = axes.transScale + axes.transLimits
+    named: list[Point] = []
+    taken: list[tuple[float, float]] = []
+    for point in reversed(best):
+        x, y = to_fractions.transform((point.cost, point.rate))
+        if len(named) < MAX_ON_FRONTIER and all(abs(x - a) > 0.03 or abs(y - b) > 0.04 for a, b in taken):
+            named.append(point)
+            taken.append((x, y))
+    return named[::-1]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between two costs; with a single one or none also their doubles and fivefolds."""
+    exponents = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    ticks = [m * 10.0**n for n in exponents for m in (1, 2, 5) if low <= m * 10.0**n <= high]
+    powers = [10.0**n for n in exponents if 10.0**n >= low]
+    return ticks if len(powers) < 2 else powers
 
 
 def _linear(positive: Sequence[float], number: int) -> dict[str, float]:
