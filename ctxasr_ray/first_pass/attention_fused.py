@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
-from ctxasr_ray.first_pass.search_lms import text_tokens
+from ctxasr_ray.first_pass.search_lms import fused_lists, prefixed, text_tokens
 from ctxasr_ray.first_pass.token_times import Encoded
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
 from ctxasr_ray.nbest import Score
@@ -90,8 +90,7 @@ class AttentionFusedConfig:
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of both models."""
-        parts = {"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()}
-        return {f"{name}{key}": digest for name, part in parts.items() for key, digest in part.items()}
+        return prefixed({"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()})
 
     def gate(self) -> TokenGate:
         """The gate that the fields describe."""
@@ -156,17 +155,15 @@ class FindFused:
                 scored = rows.scores(hypotheses)
         finally:
             rows.close()
-        source = f"{self._config.first_pass.source}_{self._config.fusion}"
-        for place, (one, scores) in enumerate(zip(found, scored, strict=True)):
-            if place in rows.reasons:
-                costs.count("utterances_unfused")
-                (alone,) = self._plain([heard[place]], prompt, costs)
-                reason = f"searched without {self._config.lm.source}: {rows.reasons[place]}"
-                found[place] = replace(alone, reason=reason)
-                continue
-            sums = [Score(source=source, kind="search", log_prob=h.score) for h in one.hypotheses]
-            found[place] = replace(one, scores=[(*own, total) for own, total in zip(scores, sums, strict=True)])
-        return found
+        return fused_lists(
+            found,
+            scored,
+            record=f"{self._config.first_pass.source}_{self._config.fusion}",
+            source=self._config.lm.source,
+            unserved=rows.reasons,
+            alone=lambda place: self._plain([heard[place]], prompt, costs)[0],
+            costs=costs,
+        )
 
     def _rows(self, num_utterances: int, costs: Costs) -> "LmRows":
         from ctxasr_ray.search.label_fusion import LmRows, RowLm

@@ -9,9 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
-from ctxasr_ray.first_pass.search_lms import asked_lm, refuse_unknown_trigger, text_tokens, word_trigger
+from ctxasr_ray.first_pass.search_lms import (
+    asked_lm,
+    fused_lists,
+    prefixed,
+    refuse_unknown_trigger,
+    text_tokens,
+    word_trigger,
+)
 from ctxasr_ray.first_pass.token_times import Encoded
-from ctxasr_ray.nbest import Score
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Costs, Resources, TreeScorerHost, runtime_field
 from ctxasr_ray.token_tree import Int32
@@ -73,8 +79,7 @@ class AttentionWordsConfig:
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of both models."""
-        parts = {"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()}
-        return {f"{name}{key}": digest for name, part in parts.items() for key, digest in part.items()}
+        return prefixed({"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()})
 
     def asked_lm(self) -> CausalLmConfig:
         """The LM as it is loaded: all utterances of a search share a pass unless its config says otherwise."""
@@ -122,18 +127,16 @@ class FindWithWords:
             scored = rows.scores([one.hypotheses for one in found])
         finally:
             rows.close()
-        source = f"{self._config.first_pass.source}_{self._config.fusion}"
-        for place, (one, scores, work) in enumerate(zip(found, scored, rows.work, strict=True)):
-            if place in rows.reasons:
-                costs.count("utterances_unfused")
-                (alone,) = self._plain([heard[place]], prompt, costs)
-                reason = f"searched without {self._config.lm.source}: {rows.reasons[place]}"
-                found[place] = replace(alone, reason=reason, work=work)
-                continue
-            sums = [Score(source=source, kind="search", log_prob=h.score) for h in one.hypotheses]
-            both = [(*own, total) for own, total in zip(scores, sums, strict=True)]
-            found[place] = replace(one, scores=both, work=work)
-        return found
+        lists = fused_lists(
+            found,
+            scored,
+            record=f"{self._config.first_pass.source}_{self._config.fusion}",
+            source=self._config.lm.source,
+            unserved=rows.reasons,
+            alone=lambda place: self._plain([heard[place]], prompt, costs)[0],
+            costs=costs,
+        )
+        return [replace(one, work=work) for one, work in zip(lists, rows.work, strict=True)]
 
     def _rows(self, num_utterances: int, costs: Costs) -> "WordRows":
         from ctxasr_ray.search.word_rows import WordRows

@@ -21,6 +21,7 @@ from ctxasr_ray.first_pass.search_lms import (
     FirstPassLm,
     SearchLm,
     labels_of,
+    prefixed,
     refuse_unknown_trigger,
     word_trigger,
     words_of,
@@ -114,7 +115,7 @@ class CtcFusedConfig:
         parts = {"": self.first_pass.fingerprint(), "lm_": self.lm.fingerprint()}
         if self.first_pass_lm is not None:
             parts["first_pass_lm_"] = self.first_pass_lm.lm.fingerprint()
-        digests = {f"{name}{key}": digest for name, part in parts.items() for key, digest in part.items()}
+        digests = prefixed(parts)
         if self.label_prior is not None:
             digests["label_prior"] = hashlib.sha256(Path(self.label_prior).read_bytes()).hexdigest()
         return digests

@@ -1,15 +1,18 @@
 """Language models as searches hear them: a loaded model, its tokenizer and a trigger -> the fusion of a search."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
 from ctxasr_ray.models.text_tokens import TextTokens
+from ctxasr_ray.nbest import Score
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Costs, TreeScorerHost
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
+    from ctxasr_ray.first_pass.attention import Found
     from ctxasr_ray.models.ctc_vocabulary import Vocabulary
     from ctxasr_ray.search.ctc_state import Floats
     from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
@@ -165,3 +168,40 @@ def text_tokens(lm: CausalLmConfig) -> TextTokens:
     """The LM's tokenizer, which is needed here wherever the model is."""
     tokenizer = load_tokenizer(resolve(lm.model, lm.revision))
     return TextTokens(tokenizer, text_form=lm.text_form, prompt=lm.prompt, start_from_eos=lm.start_from_eos)
+
+
+def prefixed(fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Fingerprints of several models as one, each under its prefix."""
+    return {f"{prefix}{key}": digest for prefix, part in fingerprints.items() for key, digest in part.items()}
+
+
+def fused_lists(
+    found: "Sequence[Found]",
+    scored: Sequence[Sequence[tuple[Score, ...]]],
+    *,
+    record: str,
+    source: str,
+    unserved: Mapping[int, str],
+    alone: "Callable[[int], Found]",
+    costs: Costs,
+) -> "list[Found]":
+    """What a search with a language model in it found, or the same search without it where it could not serve.
+
+    Args:
+        found: Per utterance, from the search with the model.
+        scored: Per utterance and hypothesis the model's own scores.
+        record: Name of the sum that the search maximised.
+        source: Name of the model's scores.
+        unserved: Utterance -> why the model could not serve it.
+        alone: Searches one utterance without the model.
+        costs: Counts `utterances_unfused`.
+    """
+    lists = []
+    for place, (one, scores) in enumerate(zip(found, scored, strict=True)):
+        if place in unserved:
+            costs.count("utterances_unfused")
+            lists.append(replace(alone(place), reason=f"searched without {source}: {unserved[place]}"))
+            continue
+        sums = [Score(source=record, kind="search", log_prob=h.score) for h in one.hypotheses]
+        lists.append(replace(one, scores=[(*own, total) for own, total in zip(scores, sums, strict=True)]))
+    return lists
