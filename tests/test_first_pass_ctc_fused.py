@@ -184,6 +184,19 @@ def few_letters() -> tf.PreTrainedTokenizerFast:
     return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>")
 
 
+def faulty(folder: Path, fault: str) -> str:
+    """Saves an LM whose tokenizer drops letters, that takes 9 tokens, or whose mask is not to be trusted."""
+    directory, model = saved(folder, few_letters() if fault == "no token" else bpe())
+    if fault == "no room":
+        model.config.max_position_embeddings = 9
+        model.config.save_pretrained(directory)
+    if fault == "no tree":
+        widen(tf.BloomForCausalLM(tf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4))).save_pretrained(
+            directory
+        )
+    return directory
+
+
 @pytest.mark.parametrize("fault", ["no token", "no room", "no tree"])
 def test_an_lm_that_cannot_write_a_text_is_left_out_and_counted_and_one_without_a_tree_serves(
     config: CtcFusedConfig,
@@ -191,15 +204,7 @@ def test_an_lm_that_cannot_write_a_text_is_left_out_and_counted_and_one_without_
     tmp_path: Path,
     fault: str,
 ) -> None:
-    directory, model = saved(tmp_path, few_letters() if fault == "no token" else bpe())
-    if fault == "no room":  # of 9 tokens, where a word is up to two dozen letters
-        model.config.max_position_embeddings = 9
-        model.config.save_pretrained(directory)
-    if fault == "no tree":
-        widen(tf.BloomForCausalLM(tf.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4))).save_pretrained(
-            directory
-        )
-    config = replace(config, lm=CausalLmConfig(model=directory), interval=4)
+    config = replace(config, lm=CausalLmConfig(model=faulty(tmp_path, fault)), interval=4)
     table = utterances(recordings[2:5])
     hypotheses, costs = run(config, table)
     rows = read_nbest(hypotheses)
