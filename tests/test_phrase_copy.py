@@ -1,6 +1,7 @@
 """Phrase copy in the attention beam: what is copied, what it costs, what an empty list and the filter leave alone."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,13 @@ def test_the_training_free_head_sums_to_one_and_ranks_phrases_by_what_the_recogn
     states, prompt = states_of(model), model.tokens.prompt(None)
     phrases = spelled(model, "badge", "pop")
     options: dict[str, Any] = {"ctc_weight": 0.0, "temperature": 0.5, "reward": 1.0, "first_within": 50.0}
-    head = ForcedPhrases(model=model, states=[states], prompt=prompt, phrases=[phrases], **options)
+    head = ForcedPhrases(model=model, prompt=prompt, phrases=[phrases], **options)
     with torch.inference_mode():
-        logits = model.decode(states).start(torch.from_numpy(prompt.astype(np.int64))[None])
-    log_probs = logits.log_softmax(-1).double().numpy()
-    now = RowsNow(0, [()], np.zeros(1), log_probs, logits, None, np.zeros(1, np.int64))
-    found_RN = head.log_probs(now)
+        decoding = model.decode(states)
+        logits = decoding.start(torch.from_numpy(prompt.astype(np.int64))[None])
+        log_probs = logits.log_softmax(-1).double().numpy()
+        now = RowsNow(0, [()], log_probs, logits, None, np.zeros(1, np.int64), partial(decoding.ahead, 0))
+        found_RN = head.log_probs(now)
     assert np.exp(found_RN).sum() == pytest.approx(1.0)
     forced = model.forced_scores(states, prompt, [np.array(p, np.int32) for p in phrases]).log_probs
     sums = np.array([*(forced + [1.0 * len(p) for p in phrases]), log_probs.max() + 1.0]) / 0.5

@@ -68,10 +68,37 @@ def test_many_texts_in_bounded_passes_score_as_few(model: Seq2SeqModel, monkeypa
     states = model.encode(tiny_seq2seq.noises([0.9]))[0]
     whole = model.forced_scores(states, prompt, texts)
     monkeypatch.setattr("ctxasr_ray.models.seq2seq_forced.MAX_NODES", 12)
-    monkeypatch.setattr("ctxasr_ray.models.seq2seq_forced.LOGITS_LIMIT_BYTES", 4 * model.num_outputs * 3)
+    monkeypatch.setattr("ctxasr_ray.models.seq2seq_ahead.LOGITS_LIMIT_BYTES", 4 * model.num_outputs * 3)
     parts = model.forced_scores(states, prompt, texts)
     np.testing.assert_allclose(parts.log_probs, whole.log_probs, atol=1e-4)
     np.testing.assert_allclose(parts.eos_log_probs, whole.eos_log_probs, atol=1e-4)
+
+
+def test_looking_ahead_is_forced_scoring_behind_the_rows_and_leaves_the_decoding_as_it_was(model: Seq2SeqModel) -> None:
+    states = torch.cat(model.encode(tiny_seq2seq.noises([1.0, 1.0])))[: 2 if model.many_utterances else 1]
+    num, prompt = len(states), model.tokens.prompt(None)
+    phrases = [tuple(ids.tolist()) for ids in model.tokens.encode(["badge", "ba", "bad", "p", "kidnap"])]
+    (first, second), parents = model.tokens.encode(["ab", "cd"]), [[0, 0], [1, 0]]
+    rows = [(second[0], first[1]), (first[0], second[1])]  # "cb", "ad"
+    with torch.inference_mode():
+        decodings = [model.decode(states), model.decode(states)]
+        for looking in decodings:
+            looking.start(torch.tensor([prompt.tolist()] * num))
+        assert decodings[0].ahead(num - 1, [0], [(int(first[0]),)]).tolist() == [0.0]
+        for step in range(2):
+            tokens, above = torch.tensor([[first[step], second[step]]] * num), torch.tensor([parents[step]] * num)
+            if step:
+                asked = [0, 1, 0, 1, 1]
+                decodings[0].ahead(0, asked, phrases)
+            logits = [one.advance(tokens, above) for one in decodings]
+            torch.testing.assert_close(*logits, rtol=0, atol=0)
+        got = decodings[0].ahead(num - 1, asked, phrases)
+    for row, phrase, value in zip(asked, phrases, got, strict=True):
+        text = np.array([*rows[row], *phrase], np.int32)
+        whole, before = (
+            model.forced_scores(states[num - 1 :], prompt, [text[:end]]).log_probs[0] for end in (len(text), 3)
+        )
+        assert value == pytest.approx(whole - before, abs=1e-4)
 
 
 def test_encoder_states_do_not_depend_on_the_batch(model: Seq2SeqModel) -> None:

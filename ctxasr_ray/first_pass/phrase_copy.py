@@ -172,7 +172,6 @@ class PhraseCopyFirstPass(AttentionFirstPass):
         config = self._copy
         return ForcedPhrases(
             model=self._model,
-            states=[one.states for one in heard],
             prompt=prompt,
             phrases=phrases,
             ctc_weight=self._config.ctc_weight,

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ctxasr_ray.models.attention import ctc_frames, load_head
 from ctxasr_ray.models.checkpoint import CTC_HEAD, Checkpoint, check_vocabulary, load_model, load_tokenizer
-from ctxasr_ray.models.seq2seq_decoding import Decoding, RowDecoding, TreeDecoding
+from ctxasr_ray.models.seq2seq_decoding import LooksAhead, RowDecoding, TreeDecoding
 from ctxasr_ray.models.seq2seq_forced import ForcedScores, TeacherForcing
 from ctxasr_ray.models.seq2seq_tokens import Seq2SeqTokens
 from ctxasr_ray.models.whisper_decoding import WhisperWeights, is_plain_whisper
@@ -168,9 +168,9 @@ class Seq2SeqModel:
         """Whether one decoding holds several utterances."""
         return self.refusal is None
 
-    def decode(self, states_UTD: torch.Tensor) -> Decoding:
+    def decode(self, states_UTD: torch.Tensor) -> LooksAhead:
         """Opens a decoding; rows of a batch (`refusal`) hold one utterance only."""
-        decoding: Decoding = self._decoding(self._decoder, self._head, states_UTD)
+        decoding: LooksAhead = self._decoding(self._decoder, self._head, states_UTD)
         return decoding
 
     def forced_scores(self, states_1TD: torch.Tensor, prompt: Int32, texts: Sequence[Int32]) -> ForcedScores:

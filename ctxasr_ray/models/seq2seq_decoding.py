@@ -5,12 +5,17 @@ dimension of one growing tree (`TreeDecoding`), or, for a decoder that takes no 
 (`RowDecoding`). Letters: U utterances, B beams, P prompt, K cached nodes, T encoder positions, D width, V vocabulary.
 """
 
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
 
 from ctxasr_ray.models.arena_cache import ArenaCache
+from ctxasr_ray.models.seq2seq_ahead import Phrases, branches, log_probs_behind, sums, to_ids
 
 MIN_GATHERED: Final = 64
 """A cache with fewer nodes is never gathered: the copy would cost more than the nodes."""
@@ -41,6 +46,21 @@ class Decoding(Protocol):
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with some of the utterances only; `rows` are their int64 indices."""
+        ...
+
+
+@runtime_checkable
+class LooksAhead(Decoding, Protocol):
+    """A decoding that also says what it thinks of phrases before one is written."""
+
+    def ahead(self, utterance: int, rows: Sequence[int], phrases: Phrases) -> npt.NDArray[np.float64]:
+        """(Q,) ln P of each phrase's tokens behind its first one, which the last logits say; nothing goes on.
+
+        Args:
+            utterance: Its place among those that go on.
+            rows: (Q,) the row of the last step before each phrase.
+            phrases: Q, each of at least one token, and short enough for the decoder's positions.
+        """
         ...
 
 
@@ -85,6 +105,20 @@ class TreeDecoding:
         self.last_states = hidden_UBD
         return self._logits(hidden_UBD)
 
+    def ahead(self, utterance: int, rows: Sequence[int], phrases: Phrases) -> npt.NDArray[np.float64]:
+        """As `LooksAhead.ahead`."""
+        below, device = branches(rows, phrases), self._mask_UBK.device
+        if not len(below.tokens):
+            return np.zeros(len(phrases))
+        above_NK = self._mask_UBK[utterance, to_ids(below.rows, device)]
+        others_NN = torch.from_numpy(~below.seen).to(device)
+        among_NN = torch.zeros_like(others_NN, dtype=above_NK.dtype).masked_fill_(others_NN, self._hidden())
+        mask_1NK = torch.cat([above_NK, among_NN], dim=1)[None]
+        tokens_1N, positions_1N = (to_ids(one[None], device) for one in (below.tokens, below.depths + self._depth))
+        hidden_ND = self._beside(utterance, tokens_1N, positions_1N, mask_1NK)[0]
+        found = log_probs_behind(self._head, hidden_ND, below.predicting, below.predicted)
+        return sums(found, below.phrase, len(phrases))
+
     def keep(self, rows: torch.Tensor) -> None:
         """As `Decoding.keep`."""
         self._mask_UBK, self._states_UTD = self._mask_UBK[rows], self._states_UTD[rows]
@@ -121,6 +155,23 @@ class TreeDecoding:
         ).last_hidden_state
         return hidden
 
+    def _beside(
+        self, utterance: int, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """States of further nodes of one utterance, which no cache keeps."""
+        one = torch.tensor([utterance], device=tokens.device)
+        hidden: torch.Tensor = self._decoder(
+            input_ids=tokens,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            encoder_hidden_states=self._states_UTD[one],
+            past_key_values=EncoderDecoderCache(
+                copied(self._nodes, one), copied(self._cache.cross_attention_cache, one)
+            ),
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return head_logits(self._head, hidden)
 
@@ -152,6 +203,30 @@ class RowDecoding:
             layer.values = layer.values[:1].expand(num_beams, -1, -1, -1)
         return self._forward(tokens_UB[0, :, None])[None]
 
+    def ahead(self, utterance: int, rows: Sequence[int], phrases: Phrases) -> npt.NDArray[np.float64]:
+        """As `LooksAhead.ahead`."""
+        assert utterance == 0, "rows are the beams of one utterance"
+        lengths = np.array([len(phrase) - 1 for phrase in phrases])
+        if not lengths.any():
+            return np.zeros(len(phrases))
+        tokens_QL = np.zeros((len(phrases), lengths.max()), np.int64)
+        inside_QL = np.arange(tokens_QL.shape[1]) < lengths[:, None]
+        tokens_QL[inside_QL] = [token for phrase in phrases for token in phrase[:-1]]
+        device = self._states_1TD.device
+        first = torch.zeros(len(phrases), dtype=torch.int64, device=device)
+        hidden_QLD = self._decoder(
+            input_ids=to_ids(tokens_QL, device),
+            encoder_hidden_states=self._states_1TD.expand(len(phrases), -1, -1),
+            past_key_values=EncoderDecoderCache(
+                copied(self._cache.self_attention_cache, to_ids(np.array(rows), device)),
+                copied(self._cache.cross_attention_cache, first),
+            ),
+            use_cache=True,
+        ).last_hidden_state
+        predicted = np.array([token for phrase in phrases for token in phrase[1:]], np.int64)
+        found = log_probs_behind(self._head, hidden_QLD.flatten(0, 1), np.flatnonzero(inside_QL), predicted)
+        return sums(found, np.repeat(np.arange(len(phrases)), lengths), len(phrases))
+
     def keep(self, rows: torch.Tensor) -> None:
         """As `Decoding.keep`; the one utterance stays."""
         assert rows.tolist() == [0]
@@ -165,6 +240,21 @@ class RowDecoding:
         ).last_hidden_state
         self.last_states = hidden_BND[None, :, -1]
         return head_logits(self._head, hidden_BND[:, -1])
+
+
+def copied(cache: Any, rows: torch.Tensor) -> DynamicCache:
+    """A cache that begins as some rows of another one, and leaves that as it is."""
+    made = DynamicCache()
+    made.layers = [copied_layer(layer, rows) for layer in cache.layers]
+    return made
+
+
+def copied_layer(layer: Any, rows: torch.Tensor) -> Any:
+    """One layer of `copied`."""
+    made = DynamicLayer()
+    made.keys, made.values = layer.keys[rows], layer.values[rows]
+    made.dtype, made.device, made.is_initialized = layer.dtype, layer.device, True
+    return made
 
 
 def head_logits(head: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ctxasr_ray.models.seq2seq_ahead import log_probs_behind, to_ids
 from ctxasr_ray.token_tree import Int32, merge
 
-LOGITS_LIMIT_BYTES: Final = 64 * 2**20
-"""Largest logits buffer."""
 ATTENTION_LIMIT_BYTES: Final = 256 * 2**20
 """Largest cross-attention of one pass, over all layers and heads."""
 MAX_NODES: Final = 2048
@@ -53,7 +52,6 @@ class TeacherForcing:
     def __init__(self, decoder: Any, head: Any, *, in_tree: bool, eos_id: int, max_positions: int) -> None:
         self._decoder, self._head, self._in_tree = decoder, head, in_tree
         self._eos_id, self._max_positions = eos_id, max_positions
-        self._num_outputs = int(head.weight.shape[0])
 
     @torch.inference_mode()
     def scores(self, states_1TD: torch.Tensor, prompt: Int32, texts: Sequence[Int32]) -> ForcedScores:
@@ -71,7 +69,7 @@ class TeacherForcing:
             chosen = [texts[i] for i in group]
             paths, hidden_RD, _ = self._forward(states_1TD, prompt, chosen)
             targets = [np.append(text, self._eos_id).astype(np.int64) for text in chosen]
-            values = self._read(hidden_RD, np.concatenate(paths), np.concatenate(targets))
+            values = log_probs_behind(self._head, hidden_RD, np.concatenate(paths), np.concatenate(targets))
             for i, own in zip(group, np.split(values, np.cumsum([len(p) for p in paths])[:-1]), strict=True):
                 log_probs[i], eos_log_probs[i] = own[:-1].sum(), own[-1]
                 if not np.isfinite(own).all():
@@ -135,9 +133,9 @@ class TeacherForcing:
             mask = torch.full(seen.shape, torch.finfo(states_1TD.dtype).min, dtype=states_1TD.dtype, device=seen.device)
             outputs.append(
                 self._decoder(
-                    input_ids=_ids(tree.tokens[None], seen.device),
+                    input_ids=to_ids(tree.tokens[None], seen.device),
                     attention_mask=mask.masked_fill_(seen, 0.0)[None, None],
-                    position_ids=_ids(tree.depths[None], seen.device),
+                    position_ids=to_ids(tree.depths[None], seen.device),
                     **asked,
                 )
             )
@@ -149,7 +147,7 @@ class TeacherForcing:
         else:
             for text in texts:
                 tokens = np.concatenate([prompt, text])
-                outputs.append(self._decoder(input_ids=_ids(tokens[None], states_1TD.device), **asked))
+                outputs.append(self._decoder(input_ids=to_ids(tokens[None], states_1TD.device), **asked))
                 paths.append(np.arange(start + len(prompt) - 1, start + len(tokens)))
                 start += len(tokens)
         cross: list[torch.Tensor] = []
@@ -157,24 +155,6 @@ class TeacherForcing:
             layers = zip(*(output.cross_attentions for output in outputs), strict=True)
             cross = [torch.cat([one[0] for one in layer], dim=1) for layer in layers]
         return paths, torch.cat([output.last_hidden_state[0] for output in outputs]), cross
-
-    def _read(self, hidden_RD: torch.Tensor, rows_Q: Ints, tokens_Q: Ints) -> npt.NDArray[np.float64]:
-        """(Q,) log-probs of single tokens; the head runs over a bounded number of rows at a time."""
-        needed, local = np.unique(rows_Q, return_inverse=True)
-        values = np.empty(len(rows_Q))
-        device = hidden_RD.device
-        step = max(1, LOGITS_LIMIT_BYTES // (4 * self._num_outputs))
-        for start in range(0, len(needed), step):
-            logits = self._head(hidden_RD[_ids(needed[start : start + step], device)]).float()
-            mine = np.flatnonzero((local >= start) & (local < start + step))
-            rows = _ids(local[mine] - start, device)
-            picked = logits[rows, _ids(tokens_Q[mine], device)]
-            values[mine] = (picked - logits.logsumexp(-1)[rows]).cpu().numpy()
-        return values
-
-
-def _ids(ids: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(ids, np.int64)).to(device)
 
 
 def _groups(texts: Sequence[Int32], chosen: Sequence[int], most: int) -> Iterator[list[int]]:

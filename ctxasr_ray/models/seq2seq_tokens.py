@@ -8,8 +8,9 @@ token; and as the first token none of `begin_suppress_tokens` (for Whisper the e
 never empty).
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ import numpy.typing as npt
 from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.models.token_words import token_words
 from ctxasr_ray.token_tree import Int32
+
+REMEMBERED: Final = 4096
+"""Decoded beginnings of texts; those of an N-best list begin alike."""
 
 
 class Seq2SeqTokens:
@@ -55,6 +59,7 @@ class Seq2SeqTokens:
     ) -> None:
         self._tokenizer, self._generation = tokenizer, generation
         self._texts = TextTokens(tokenizer)
+        self._decoded = functools.lru_cache(REMEMBERED)(self._decode)
         self.start_id = _first(generation.decoder_start_token_id, getattr(config, "decoder_start_token_id", None))
         self.eos_id = _first(generation.eos_token_id, getattr(config, "eos_token_id", None))
         self._languages: dict[str, int] = {
@@ -115,6 +120,9 @@ class Seq2SeqTokens:
 
     def text(self, ids: Sequence[int] | Int32) -> str:
         """Text of tokens, without special tokens and outer spaces."""
+        return self._decoded(tuple(ids))
+
+    def _decode(self, ids: tuple[int, ...]) -> str:
         decoded = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(decoded).strip()
 

@@ -4,15 +4,16 @@ A step over the beams of a small model is less arithmetic than the calls around 
 its steps to be those of the whole model. Letters as in `models.seq2seq_decoding`; D is the width of all heads together.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import Linear
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from ctxasr_ray.models.cpu_linear import OneDnnLinear
-from ctxasr_ray.models.seq2seq_decoding import TreeDecoding
+from ctxasr_ray.models.cpu_linear import OneDnnLinear, linear
+from ctxasr_ray.models.seq2seq_decoding import TreeDecoding, copied_layer
 
 States = tuple[torch.Tensor, torch.Tensor]
 
@@ -36,6 +37,29 @@ class WhisperWeights:
         self.embeddings = decoder.embed_tokens.weight, decoder.embed_positions.weight
         self.layers = [_Layer(layer) for layer in decoder.layers]
         self.last_norm = _norm(decoder.layer_norm)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        nodes: Sequence[Any],
+        heard: Sequence[States],
+    ) -> torch.Tensor:
+        """(U, B, D) last states of tokens that attend to cached nodes, and are appended to them, and to what was heard.
+
+        Args:
+            tokens: (U, B) ids.
+            positions: (U, B).
+            mask: (U, B, nodes and tokens) what is added to attention scores.
+            nodes: Per layer the cache of what was written.
+            heard: Per layer keys and values of what the encoder heard.
+        """
+        of_tokens, of_positions = self.embeddings
+        hidden = embedding(tokens, of_tokens) + embedding(positions, of_positions)
+        for layer, own, told in zip(self.layers, nodes, heard, strict=True):
+            hidden = layer.forward(hidden, own, mask[:, None], told)
+        return torch.layer_norm(hidden, *self.last_norm)
 
     def decoding(self, decoder: Any, head: Any, states_UTD: torch.Tensor) -> "WhisperTreeDecoding":
         """Opens a decoding, as the classes of `models.seq2seq_decoding` do."""
@@ -63,12 +87,15 @@ class WhisperTreeDecoding(TreeDecoding):
         self._heard = [(keys[rows], values[rows]) for keys, values in self._heard]
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        of_tokens, of_positions = self._weights.embeddings
-        hidden = embedding(tokens, of_tokens) + embedding(positions, of_positions)
-        mask = mask[:, None]
-        for layer, nodes, heard in zip(self._weights.layers, self._nodes.layers, self._heard, strict=True):
-            hidden = layer.forward(hidden, nodes, mask, heard)
-        return torch.layer_norm(hidden, *self._weights.last_norm)
+        return self._weights.forward(tokens, positions, mask, self._nodes.layers, self._heard)
+
+    def _beside(
+        self, utterance: int, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        one = torch.tensor([utterance], device=tokens.device)
+        nodes = [copied_layer(layer, one) for layer in self._nodes.layers]
+        heard = [(keys[one], values[one]) for keys, values in self._heard]
+        return self._weights.forward(tokens, positions, mask, nodes, heard)
 
 
 class _Layer:

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.search.ctc_forward import forward_of_texts
 from ctxasr_ray.search.ctc_state import Floats, Int32s, compiled
 
 FLUSHED: Final = 1e-300
@@ -75,7 +76,7 @@ def ctc_forward_scores(
             results[n] = ForcedScore(log_prob=float(np.log(probs[place])))
     if rest:
         batch = sorted_sequences([sequences[n] for n in rest], log_probs.shape[1], blank_id)
-        scores = _forward_log(log_probs, batch.token_ids, batch.offsets, batch.shared, blank_id)
+        scores = forward_of_texts(log_probs, batch.token_ids, batch.offsets, batch.shared, blank_id)
         for place, n in enumerate(rest[i] for i in batch.order):
             possible = scores[place] > -np.inf
             results[n] = ForcedScore(
@@ -172,45 +173,4 @@ def _forward_linear(
                 label_DT[depth, t + 1] = in_label
                 blank_DT[depth, t + 1] = in_blank
         result[n] = label_DT[length, T] + blank_DT[length, T]
-    return result
-
-
-@compiled
-def _log_add(a: float, b: float) -> float:
-    if a < b:
-        a, b = b, a
-    return a if b == -np.inf else float(a + np.log1p(np.exp(b - a)))
-
-
-@compiled
-def _forward_log(
-    log_probs_TV: Floats, tokens_S: Int32s, offsets: npt.NDArray[np.int64], shared: npt.NDArray[np.int64], blank_id: int
-) -> Floats:
-    """(N,) ln P of the sorted sequences, however improbable; -inf where impossible."""
-    T, N = log_probs_TV.shape[0], len(offsets) - 1
-    longest = 0
-    for n in range(N):
-        longest = max(longest, offsets[n + 1] - offsets[n])
-    blank_DT = np.full((longest + 1, T + 1), -np.inf)
-    label_DT = np.full((longest + 1, T + 1), -np.inf)
-    blank_DT[0, 0] = 0.0
-    for t in range(T):
-        blank_DT[0, t + 1] = blank_DT[0, t] + log_probs_TV[t, blank_id]
-    result = np.empty(N)
-    for n in range(N):
-        length = offsets[n + 1] - offsets[n]
-        for depth in range(shared[n] + 1, length + 1):
-            token = tokens_S[offsets[n] + depth - 1]
-            repeat = depth > 1 and tokens_S[offsets[n] + depth - 2] == token
-            first = min(depth, T + 1)
-            label_DT[depth, :first] = -np.inf
-            blank_DT[depth, :first] = -np.inf
-            for t in range(depth - 1, T):
-                entering = blank_DT[depth - 1, t]
-                if not repeat:
-                    entering = _log_add(entering, label_DT[depth - 1, t])
-                stay = _log_add(label_DT[depth, t], blank_DT[depth, t])
-                label_DT[depth, t + 1] = _log_add(label_DT[depth, t], entering) + log_probs_TV[t, token]
-                blank_DT[depth, t + 1] = stay + log_probs_TV[t, blank_id]
-        result[n] = _log_add(label_DT[length, T], blank_DT[length, T])
     return result

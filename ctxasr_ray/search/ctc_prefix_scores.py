@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.search.ctc_state import Floats, compiled
+from ctxasr_ray.search.ctc_forward import begun, extended
+from ctxasr_ray.search.ctc_state import Floats
 
 
 class CtcPrefixScores:
@@ -34,8 +35,9 @@ class CtcPrefixScores:
         self._probs_TV = np.exp(self._log_probs_VT.T)
         self._blank_id = blank_id
         self._last_B = np.full(1, -1, np.int64)
+        self._following_BV: Floats | None = None
         blank_T = np.concatenate([[0.0], np.cumsum(self._log_probs_VT[blank_id])])
-        self._blank_BT, self._label_BT = blank_T[None], np.full((1, len(blank_T)), -np.inf)
+        self._forward_B2T = np.stack([blank_T, np.full(len(blank_T), -np.inf)])[None]
         self.totals = np.zeros(1)
 
     def extended(self, tokens_BC: npt.NDArray[np.int64]) -> Floats:
@@ -44,20 +46,28 @@ class CtcPrefixScores:
         Args:
             tokens_BC: Labels; the blank extends nothing and gets -inf.
         """
-        before_BT = np.logaddexp(self._blank_BT, self._label_BT)[:, :-1]
-        found: Floats = np.take_along_axis(self._beginning(before_BT), tokens_BC, axis=1)
-        rows, columns = np.nonzero(tokens_BC == self._last_B[:, None])
-        if len(rows):  # a repeated label begins only behind a blank
-            found[rows, columns] = self._beginning(self._blank_BT[rows, :-1])[np.arange(len(rows)), self._last_B[rows]]
-        found[tokens_BC == self._blank_id] = -np.inf
+        found: Floats = np.take_along_axis(self._following(), tokens_BC, axis=1)
         return found
 
-    def _beginning(self, before_BT: Floats) -> Floats:
-        """(B, V) ln of the sum over frames of P(before) P(label); 1e-300 of a prefix's best frame is nothing."""
-        peak_B1 = np.maximum(before_BT.max(axis=1, keepdims=True), -1e300)
-        with np.errstate(divide="ignore"):
-            found: Floats = np.log(np.exp(before_BT - peak_B1) @ self._probs_TV) + peak_B1
-        return found
+    def _following(self) -> Floats:
+        """(B, V) ln P of all texts that begin with a prefix and each label; computed once per step of the beam.
+
+        It is the ln of the sum over frames of P(prefix before) P(label); 1e-300 of a prefix's best frame is nothing.
+        """
+        if self._following_BV is None:
+            before_BT = np.logaddexp(self._forward_B2T[:, 0, :-1], self._forward_B2T[:, 1, :-1])
+            peak_B1, probs_BT = _from_peak(before_BT)
+            repeated = np.flatnonzero(self._last_B >= 0)
+            last = self._last_B[repeated]
+            peak_R1, blank_RT = _from_peak(
+                self._forward_B2T[repeated, 0, :-1]
+            )  # a repeated label begins only behind a blank
+            with np.errstate(divide="ignore"):
+                found = np.log(probs_BT @ self._probs_TV) + peak_B1
+                found[repeated, last] = np.log((blank_RT * self._probs_TV.T[last]).sum(axis=1)) + peak_R1[:, 0]
+            found[:, self._blank_id] = -np.inf
+            self._following_BV = found
+        return self._following_BV
 
     def phrases(self, rows: npt.NDArray[np.int64], phrases: Sequence[Sequence[int]]) -> Floats:
         """(Q,) ln P of all texts that begin with a prefix and a phrase, less that of the prefix; nothing goes on.
@@ -66,24 +76,15 @@ class CtcPrefixScores:
             rows: (Q,) index of the prefix before each phrase.
             phrases: (Q,) labels of each, at least one.
         """
-        found = np.empty(len(rows))
-        going = np.arange(len(rows))
-        blank_QT, label_QT, last_Q = self._blank_BT[rows], self._label_BT[rows], self._last_B[rows]
-        for depth in range(max(map(len, phrases), default=0)):
-            labels = np.array([phrases[q][depth] for q in going.tolist()], np.int64)
-            ends = np.array([len(phrases[q]) == depth + 1 for q in going.tolist()])
-            before_QT = np.where((labels != last_Q)[:, None], np.logaddexp(blank_QT, label_QT), blank_QT)[ends, :-1]
-            found[going[ends]] = np.logaddexp.reduce(before_QT + self._log_probs_VT[labels[ends]], axis=1)
-            above = np.flatnonzero(~ends)
-            blank_QT, label_QT = _extended(
-                self._log_probs_VT, blank_QT, label_QT, labels[above], above, last_Q, self._blank_id
-            )
-            last_Q, going = labels[above], going[above]
-        return found - self.totals[rows]
+        labels = np.array([label for phrase in phrases for label in phrase], np.int64)
+        ends = np.cumsum([len(phrase) for phrase in phrases])
+        before = (self._log_probs_VT, self._forward_B2T, self._last_B)
+        found: Floats = begun(*before, labels, ends, rows, self._blank_id) - self.totals[rows]
+        return found
 
     def ended(self) -> Floats:
         """(B,) ln P of each prefix as the whole text."""
-        found: Floats = np.logaddexp(self._blank_BT[:, -1], self._label_BT[:, -1])
+        found: Floats = np.logaddexp(self._forward_B2T[:, 0, -1], self._forward_B2T[:, 1, -1])
         return found
 
     def advance(self, tokens: Sequence[int], parents: Sequence[int]) -> None:
@@ -95,33 +96,14 @@ class CtcPrefixScores:
         """
         above = np.asarray(parents, np.int64)
         labels = np.asarray(tokens, np.int64)
-        self.totals = self.extended(np.tile(labels, (len(self._last_B), 1)))[above, np.arange(len(above))]
-        self._blank_BT, self._label_BT = _extended(
-            self._log_probs_VT, self._blank_BT, self._label_BT, labels, above, self._last_B, self._blank_id
-        )
+        self.totals = self._following()[above, labels]
+        self._following_BV = None
+        before = (self._log_probs_VT, self._forward_B2T, self._last_B)
+        self._forward_B2T = extended(*before, labels, above, self._blank_id)
         self._last_B = labels
 
 
-@compiled
-def _extended(
-    log_probs_VT: Floats,
-    blank_BT: Floats,
-    label_BT: Floats,
-    tokens: npt.NDArray[np.int64],
-    parents: npt.NDArray[np.int64],
-    last_B: npt.NDArray[np.int64],
-    blank_id: int,
-) -> tuple[Floats, Floats]:
-    """Forward variables of prefixes that are each one label longer than their parents."""
-    num, frames = len(tokens), log_probs_VT.shape[1]
-    new_blank, new_label = np.full((num, frames + 1), -np.inf), np.full((num, frames + 1), -np.inf)
-    for row in range(num):
-        parent, token = parents[row], tokens[row]
-        for t in range(frames):
-            entering = blank_BT[parent, t]
-            if last_B[parent] != token:
-                entering = np.logaddexp(entering, label_BT[parent, t])
-            in_label, in_blank = new_label[row, t], new_blank[row, t]
-            new_label[row, t + 1] = np.logaddexp(in_label, entering) + log_probs_VT[token, t]
-            new_blank[row, t + 1] = np.logaddexp(in_blank, in_label) + log_probs_VT[blank_id, t]
-    return new_blank, new_label
+def _from_peak(log_probs_BT: Floats) -> tuple[Floats, Floats]:
+    """(B, 1) the largest of each row, and (B, T) probabilities over its own; zeros where a row is -inf throughout."""
+    peak_B1 = np.maximum(log_probs_BT.max(axis=1, keepdims=True), -1e300)
+    return peak_B1, np.exp(log_probs_BT - peak_B1)

@@ -123,11 +123,6 @@ class LabelBeam:
         """The tokens of each row."""
         return [path.tokens for path in self._paths]
 
-    @property
-    def sums(self) -> list[float]:
-        """The recogniser's own log-prob of each row."""
-        return [sum(path.log_probs) for path in self._paths]
-
     def advance(self, candidates: Candidates) -> tuple[list[int], list[int]]:
         """Takes one step.
 

@@ -188,7 +188,7 @@ class LabelSynchronousSearch:
                 own_beams = [beams[u] for u in running]
                 offers = None
                 if copy is not None:
-                    offers = copy.offers(own_beams, logits_UBV, decoding.last_states, going_prefixes, limit)
+                    offers = copy.offers(own_beams, logits_UBV, decoding, going_prefixes, limit)
                 candidates = self._candidates(logits_UBV, never_V, again, going_prefixes, fusion, offers)
                 steps = [beams[u].advance(own) for u, own in zip(running, candidates, strict=True)]
                 going = [row for row, u in enumerate(running) if not beams[u].done]

@@ -18,8 +18,9 @@ Reference:
 Letters: U utterances, B rows, N phrases, M offers of a row, C other candidates, V vocabulary, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -31,6 +32,7 @@ from ctxasr_ray.stage import Costs
 if TYPE_CHECKING:
     import torch
 
+    from ctxasr_ray.models.seq2seq_decoding import Decoding, LooksAhead
     from ctxasr_ray.search.ctc_prefix_scores import CtcPrefixScores
 
 MAX_OFFERS: Final = 4
@@ -49,20 +51,20 @@ class RowsNow:
     Args:
         utterance: Its place among those that the search began with.
         texts: R token sequences.
-        sums: (R,) attention's log-prob of each text so far.
         log_probs: (R, V) attention's next-token log-probs.
         states: (R, D) the decoder's states behind them.
         prefixes: CTC scores of the utterance's rows, None without.
         rows: (R,) their places among all rows of the utterance.
+        ahead: (rows, phrases) -> ln P of each phrase's tokens behind its first one.
     """
 
     utterance: int
     texts: Sequence[tuple[int, ...]]
-    sums: Float
     log_probs: Float
     states: "torch.Tensor"
     prefixes: "CtcPrefixScores | None"
     rows: Ids
+    ahead: Callable[[Sequence[int], Sequence[Phrase]], Float]
 
 
 class PhraseHead(Protocol):
@@ -137,7 +139,7 @@ class PhraseCopy:
         self,
         beams: Sequence[LabelBeam],
         logits_UBV: "torch.Tensor",
-        states_UBD: "torch.Tensor",
+        decoding: "Decoding",
         prefixes: "Sequence[CtcPrefixScores | None]",
         max_tokens: int,
     ) -> list[Offers]:
@@ -146,12 +148,15 @@ class PhraseCopy:
         Args:
             beams: Of the utterances that go on.
             logits_UBV: Of the recogniser.
-            states_UBD: Of its decoder.
+            decoding: Of the recogniser, behind the rows of the beams; it looks ahead.
             prefixes: CTC scores of their rows; None without a CTC share.
             max_tokens: Longest text; a phrase that would pass it is not offered.
         """
+        from ctxasr_ray.models.seq2seq_decoding import LooksAhead
+
+        assert isinstance(decoding, LooksAhead), "only recognisers are searched with phrases"
         return [
-            self._of(place, beam, logits_UBV[place], states_UBD[place], own, max_tokens)
+            self._of(place, beam, logits_UBV[place], decoding, own, max_tokens)
             for place, (beam, own) in enumerate(zip(beams, prefixes, strict=True))
         ]
 
@@ -164,7 +169,7 @@ class PhraseCopy:
         place: int,
         beam: LabelBeam,
         logits_BV: "torch.Tensor",
-        states_BD: "torch.Tensor",
+        decoding: "LooksAhead",
         prefixes: "CtcPrefixScores | None",
         max_tokens: int,
     ) -> Offers:
@@ -182,11 +187,11 @@ class PhraseCopy:
             now = RowsNow(
                 utterance,
                 [texts[row] for row in free],
-                np.array([beam.sums[row] for row in free]),
                 log_probs_RV.double().cpu().numpy(),
-                states_BD[free],
+                decoding.last_states[place][free],
                 prefixes,
                 np.array(free),
+                partial(decoding.ahead, place),
             )
             fits = np.array([len(texts[0]) + len(phrase) <= max_tokens for phrase in phrases])
             for row, log_probs in zip(free, self._head.log_probs(now), strict=True):

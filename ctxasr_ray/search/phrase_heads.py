@@ -39,8 +39,6 @@ class ForcedPhrases:
     """
 
     model: "Seq2SeqModel"
-    states: "Sequence[torch.Tensor]"
-    """(1, T, D) of each utterance's encoder."""
     prompt: Int32
     phrases: Sequence[Sequence[Phrase]]
     """Per utterance."""
@@ -56,23 +54,24 @@ class ForcedPhrases:
     def log_probs(self, now: RowsNow) -> Float:
         """As `phrase_copy.PhraseHead.log_probs`."""
         phrases = self.phrases[now.utterance]
-        best = np.argsort(-now.log_probs, axis=1, kind="stable")[:, :_RIVALS]
+        best = np.argpartition(-now.log_probs, min(_RIVALS, now.log_probs.shape[1] - 1), axis=1)[:, :_RIVALS]
         rivals_R = self._joint(now, best).max(axis=1)
         firsts_RN = self._joint(now, np.tile([phrase[0] for phrase in phrases], (len(best), 1)))
         tried_RN = firsts_RN >= rivals_R[:, None] - self.first_within
         if len(phrases) > _FORCED:
             tried_RN &= firsts_RN >= np.partition(firsts_RN, -_FORCED, axis=1)[:, -_FORCED, None]
+        room = self.model.max_positions - len(self.prompt) - len(now.texts[0])
+        tried_RN &= np.array([len(phrase) <= room for phrase in phrases])
         rows, which = np.nonzero(tried_RN)
         logits = np.full((len(best), len(phrases) + 1), -np.inf)
         logits[:, -1] = (rivals_R + self.reward) / self.temperature
         if len(rows):
-            texts = [np.array([*now.texts[r], *phrases[n]], np.int32) for r, n in zip(rows, which, strict=True)]
-            forced = self.model.forced_scores(self.states[now.utterance], self.prompt, texts)
-            sums = (1 - self.ctc_weight) * (np.nan_to_num(forced.log_probs, nan=-np.inf) - now.sums[rows])
+            asked, above = [phrases[n] for n in which], now.rows[rows]
+            firsts = now.log_probs[rows, [phrase[0] for phrase in asked]]
+            sums = (1 - self.ctc_weight) * np.nan_to_num(firsts + now.ahead(above.tolist(), asked), nan=-np.inf)
             if now.prefixes is not None:
-                asked = [phrases[n] for n in which]
-                sums += self.ctc_weight * now.prefixes.phrases(now.rows[rows], asked)
-            lengths = np.array([len(phrases[n]) for n in which])
+                sums += self.ctc_weight * now.prefixes.phrases(above, asked)
+            lengths = np.array([len(phrase) for phrase in asked])
             logits[rows, which] = (sums + self.reward * lengths) / self.temperature
         return _log_softmax(logits)
 
