@@ -90,11 +90,12 @@ def report(
 ) -> Path:
     """Writes the report folder of a finished run, whose `results` are given, and returns the path of its page."""
     from ctxasr_ray.report.landscapes import read_tuned
-    from ctxasr_ray.report.odd_phrases import odd_phrases
+    from ctxasr_ray.report.odd_phrases import odd_phrases, unwritable_phrases
     from ctxasr_ray.report.page import write_report
 
     laid = line(experiment)
     utterances = store.gather(laid.corpus, shards)
+    costs = store.costs(laid.steps, shards)
     return write_report(
         directory,
         title=title,
@@ -102,11 +103,11 @@ def report(
         utterances=utterances,
         transcripts={s: join_windows(utterances, store.gather(step, shards)) for s, step in laid.transcripts.items()},
         hypotheses=store.gather(laid.lists["first_pass"], shards),
-        costs=store.costs(laid.steps, shards),
+        costs=costs,
         fits={system: store.gather(step, shards) for system, step in laid.fits.items()},
         provenance=json.loads(store.folder.read("provenance.json")),
         system_costs={system: store.costs(laid.above(system), shards) for system in laid.transcripts},
         tuned=read_tuned(store, laid.fits, shards),
         contexts={system: store.gather(step, shards) for system, step in laid.contexts.items()},
-        findings=odd_phrases(step.config for step in laid.steps),
+        findings=[*odd_phrases(step.config for step in laid.steps), *unwritable_phrases(costs)],
     )

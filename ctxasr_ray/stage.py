@@ -7,7 +7,7 @@ travels, the model is born on the worker. Nothing here knows Ray, torch or speec
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
@@ -82,14 +82,22 @@ class Costs:
     seconds: dict[str, float] = field(default_factory=dict)
     utterances: dict[str, dict[str, int]] = field(default_factory=dict)
     """Utterance -> counters of its own, where a stage has any."""
+    named: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Kind -> what of that kind a user should hear of by name, each thing once; the receipt keeps the first few."""
 
     def count(self, name: str, amount: int = 1) -> None:
         """Adds to a counter, for example `llm_calls` or `tokens_scored`."""
         self.counters[name] = self.counters.get(name, 0) + int(amount)
 
     def peak(self, name: str, amount: int) -> None:
-        """Keeps the largest value seen, for example `peak_logits_bytes`."""
+        """Keeps the largest value seen as `peak_<name>`, of which sums make nothing; for example `logits_bytes`."""
+        name = f"peak_{name}"
         self.counters[name] = max(self.counters.get(name, 0), int(amount))
+
+    def name(self, kind: str, things: Iterable[str]) -> None:
+        """Keeps things by name, for example the `unwritable_phrases` of a recogniser; nothing is counted twice."""
+        if found := dict.fromkeys(things):
+            self.named.setdefault(kind, {}).update(found)
 
     def count_utterance(self, utterance_id: str, counters: Mapping[str, int]) -> None:
         """Keeps what one utterance cost, for example `llm_calls`, `nodes`, `kv_bytes`; the last word counts."""

@@ -96,7 +96,7 @@ def test_a_shortlist_takes_the_plausible_phrases_in_their_order(tmp_path: Path) 
     costs = Costs()
     heard = conform(config.build()(utterances, context, costs=costs), "context")
     assert costs.counters["unheard_utterances"] == 1
-    assert costs.counters["shared_phrases_lost_in_tokenisation"] >= 1
+    assert "\N{CYRILLIC SMALL LETTER ZHE}x" in costs.named["unwritable_phrases"]
     first, second = row_phrases(heard, None)
     assert len(first.own) == 3
     assert second.own == ()

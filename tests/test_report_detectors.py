@@ -9,12 +9,14 @@ import pyarrow as pa
 import pytest
 from made_run import made_run, made_transcripts, made_utterances, result, results_table
 
+from ctxasr_ray.execution.stage_calls import make_receipt
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, SourceScores, hypotheses_table, scores_table
 from ctxasr_ray.report import detectors, findings, tables
-from ctxasr_ray.report.odd_phrases import odd_phrases
+from ctxasr_ray.report.odd_phrases import odd_phrases, unwritable_phrases
 from ctxasr_ray.report.page import write_report
 from ctxasr_ray.schema import CONTEXT, UTTERANCES
+from ctxasr_ray.stage import Costs
 
 IDS = ["utt-00000", "utt-00001", "utt-00002"]
 
@@ -247,3 +249,22 @@ def test_phrases_of_a_list_that_can_never_match_are_named(tmp_path: Path) -> Non
     assert found.where == f"{path}: ':-)', '?!', '!!!', ..."
     path.write_text("zimbrato\n", "utf-8")
     assert odd_phrases([config]) == []
+
+
+def test_phrases_that_a_recogniser_cannot_write_are_named_once_for_steps_that_lack_the_same() -> None:
+    def receipt(step: str, *phrases: str) -> dict[str, Any]:
+        costs = Costs()
+        costs.name("unwritable_phrases", phrases)
+        costs.name("unwritable_phrases", phrases)
+        table = pa.table({"utterance_id": ["a"]})
+        return {"step": step, **make_receipt(table, costs, load_s=0.0, attempt=0)}
+
+    six = [f"\N{CYRILLIC SMALL LETTER ZHE}{n}" for n in range(6)]
+    found = unwritable_phrases(
+        [receipt("one"), receipt("boost", "灯"), receipt("boost", *six), receipt("copy", *six), receipt("other", "灯")]
+    )
+    shown = ", ".join(repr(one) for one in six[:5])
+    assert [(f.severity, f.where, f.got) for f in found] == [
+        ("warning", f"steps 'boost', 'copy': {shown}, ...", "6 phrases in one shard"),
+        ("warning", "step 'other': '灯'", "1 phrase in one shard"),
+    ]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions, other_spellings
+from ctxasr_ray.keywords.catalogue import UNWRITABLE, Catalogue, CatalogueOptions, other_spellings
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import Phrase, RowPhrases, columns, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
@@ -79,7 +79,7 @@ class _Tries:
     owners: npt.NDArray[np.int32]
     """(S,) the phrase of each spelling."""
     num_phrases: int
-    num_lost: int
+    unwritable: list[str]
 
 
 class Plausible:
@@ -100,8 +100,8 @@ class Plausible:
 
         Args:
             tables: UTTERANCES, CONTEXT of the same rows.
-            costs: Counts `forwards`, `audio_ms`, `unheard_utterances`, `phrases_lost_in_tokenisation`, `trie_nodes`;
-                seconds of `index`, `model` and `shortlist`.
+            costs: Counts `forwards`, `audio_ms`, `unheard_utterances`, `peak_trie_nodes`; names the phrases that the
+                recogniser cannot write; seconds of `index`, `model` and `shortlist`.
 
         Raises:
             ContractError: other rows, or rows made with another catalogue.
@@ -151,7 +151,7 @@ class Plausible:
                 found.append((-float(evidence_P[n]), n, phrase))
         if row.own:
             own = self._trie([p.text for p in row.own], [other_spellings(catalogue, p.phrase_id) for p in row.own])
-            costs.count("phrases_lost_in_tokenisation", own.num_lost)
+            costs.name(UNWRITABLE, own.unwritable)
             for phrase, evidence in zip(row.own, self._evidence(own, log_probs_TV, costs).tolist(), strict=True):
                 made = Phrase(
                     phrase_id=phrase.phrase_id, text=phrase.text, weight=phrase.weight, origin=self._config.NAME
@@ -164,23 +164,24 @@ class Plausible:
         """The trie of the catalogue's first phrases, made once per size."""
         if num_shared not in self._shared:
             with costs.timed("index"):
-                self._shared[num_shared] = self._trie(
-                    catalogue.phrases[:num_shared], catalogue.spellings[:num_shared], speaks_up=True
-                )
+                self._shared[num_shared] = self._trie(catalogue.phrases[:num_shared], catalogue.spellings[:num_shared])
         made = self._shared[num_shared]
-        costs.peak("shared_phrases_lost_in_tokenisation", made.num_lost)
+        costs.name(UNWRITABLE, made.unwritable)
         costs.peak("trie_nodes", len(made.trie.token))
         return made
 
-    def _trie(self, phrases: Sequence[str], others: Sequence[Sequence[str]], *, speaks_up: bool = False) -> _Tries:
+    def _trie(self, phrases: Sequence[str], others: Sequence[Sequence[str]]) -> _Tries:
         from ctxasr_ray.keywords.tokenised import tokenised
         from ctxasr_ray.search.ctc_spotting import phrase_trie
 
         found = tokenised(phrases, others, self._model.spelling.labels)
-        if speaks_up:
-            found.speak_up(phrases, f"the shortlist '{self._config.NAME}'")
         trie = phrase_trie(found.spellings, len(self._model.vocabulary.pieces))
-        return _Tries(trie=trie, owners=found.spellings.phrase, num_phrases=len(phrases), num_lost=len(found.lost))
+        return _Tries(
+            trie=trie,
+            owners=found.spellings.phrase,
+            num_phrases=len(phrases),
+            unwritable=found.unwritable(phrases),
+        )
 
     def _evidence(self, tries: _Tries, log_probs_TV: npt.NDArray[np.float32], costs: Costs) -> npt.NDArray[Any]:
         """(P,) the best evidence of each phrase's spellings."""

@@ -16,6 +16,8 @@ from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import GATHERED, Costs, Stage, Step
 from ctxasr_ray.storage.store import Store
 
+NAMED: Final = 5
+"""Things of a kind that a receipt names; all are counted."""
 PACKAGES: Final = ("ctxasr-ray", "numpy", "pyarrow", "torch", "transformers", "ray")
 
 
@@ -94,6 +96,9 @@ def make_receipt(table: pa.Table, costs: Costs, load_s: float, attempt: int) -> 
         "seconds": {"busy": 0.0, **seconds},
         "counters": dict(costs.counters),
         "utterances": _by_counter(table, costs.utterances),
+        "named": {
+            kind: {"count": len(things), "examples": list(things)[:NAMED]} for kind, things in costs.named.items()
+        },
         "device": torch.cuda.get_device_name() if torch is not None and on_gpu else "cpu",
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if torch is not None and on_gpu else 0,

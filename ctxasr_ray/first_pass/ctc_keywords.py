@@ -12,7 +12,7 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.ctc import CtcConfig, CtcFirstPass
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig, CtcFusedFirstPass
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
-from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions, other_spellings
+from ctxasr_ray.keywords.catalogue import UNWRITABLE, Catalogue, CatalogueOptions, other_spellings
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import RowPhrases, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
@@ -100,7 +100,7 @@ class PhraseAutomata:
         self._boost, self._model, self._catalogue = config, model, catalogue
         self._shape = word_shape(model.vocabulary.pieces)
         self._empty = build(spellings([]), [], self._shape)
-        self._shared: dict[int, tuple[Automaton, int]] = {0: (self._empty, 0)}
+        self._shared: dict[int, tuple[Automaton, list[str]]] = {0: (self._empty, [])}
         self._automata: dict[str, tuple[Automaton, Automaton]] = {}
 
     def read(self, utterances: pa.Table, context: pa.Table, costs: Costs) -> None:
@@ -109,8 +109,7 @@ class PhraseAutomata:
         Args:
             utterances: UTTERANCES.
             context: CONTEXT of the same rows.
-            costs: Counts `phrases_lost_in_tokenisation` (of the shared list, and of all own ones) and
-                `automaton_states`; seconds of `automaton`.
+            costs: Names the phrases that the recogniser cannot write; `peak_automaton_states`; seconds of `automaton`.
 
         Raises:
             ContractError: other rows, or rows made with another catalogue.
@@ -138,10 +137,10 @@ class PhraseAutomata:
         if size not in self._shared:
             assert catalogue is not None, "rows that name a catalogue were refused without it"
             self._shared[size] = self._build(
-                catalogue.phrases[:size], catalogue.weights()[:size], catalogue.spellings[:size], speaks_up=True
+                catalogue.phrases[:size], catalogue.weights()[:size], catalogue.spellings[:size]
             )
-        shared, lost = self._shared[size]
-        costs.peak("shared_phrases_lost_in_tokenisation", lost)
+        shared, unwritable = self._shared[size]
+        costs.name(UNWRITABLE, unwritable)
         costs.peak("automaton_states", len(shared.symbol))
         own = [phrase for phrase in row.own if not 0 <= phrase.phrase_id < size]
         mine = {phrase.phrase_id for phrase in own}
@@ -157,8 +156,8 @@ class PhraseAutomata:
             phrases += [catalogue.phrases[n] for n in rest]
             weights += catalogue.weights()[rest].tolist()
             others += [catalogue.spellings[n] for n in rest]
-        automaton, lost = self._build(phrases, np.asarray(weights), others)
-        costs.count("own_phrases_lost_in_tokenisation", lost)
+        automaton, unwritable = self._build(phrases, np.asarray(weights), others)
+        costs.name(UNWRITABLE, unwritable)
         return shared, automaton
 
     def _build(
@@ -166,17 +165,14 @@ class PhraseAutomata:
         phrases: Sequence[str],
         weights: npt.ArrayLike,
         others: Sequence[Sequence[str]],
-        *,
-        speaks_up: bool = False,
-    ) -> "tuple[Automaton, int]":
+    ) -> "tuple[Automaton, list[str]]":
         """(automaton, phrases that the model cannot write)."""
         from ctxasr_ray.keywords.automaton import build
         from ctxasr_ray.keywords.tokenised import tokenised
 
         found = tokenised(phrases, others, self._model.spelling.labels)
-        if speaks_up:  # once per list, not once per utterance
-            found.speak_up(phrases, f"the keyword boost '{self._boost.source}'")
-        return build(found.spellings, self._boost.boost * np.asarray(weights), self._shape), len(found.lost)
+        automaton = build(found.spellings, self._boost.boost * np.asarray(weights), self._shape)
+        return automaton, found.unwritable(phrases)
 
 
 class CtcKeywordsFirstPass(CtcFirstPass):

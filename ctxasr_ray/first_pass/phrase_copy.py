@@ -9,7 +9,7 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig, FindFused
 from ctxasr_ray.first_pass.token_times import Encoded
-from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
+from ctxasr_ray.keywords.catalogue import UNWRITABLE, Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import row_phrases
 from ctxasr_ray.metrics.counts import same_rows
@@ -123,8 +123,8 @@ class PhraseCopyFirstPass(AttentionFirstPass):
 
         Args:
             tables: UTTERANCES, CONTEXT of the same rows.
-            costs: Counts what `AttentionFirstPass` counts, `phrases_lost_in_tokenisation` (the recogniser cannot write
-                them, or not within `max_tokens`), `phrases_offered` and `phrases_copied` (in the lists).
+            costs: Counts what `AttentionFirstPass` counts, `phrases_offered` and `phrases_copied` (in the lists);
+                names the phrases that the recogniser cannot write, or not within `max_tokens`.
 
         Raises:
             ContractError: other rows, or rows made with another catalogue.
@@ -135,12 +135,11 @@ class PhraseCopyFirstPass(AttentionFirstPass):
         for row in row_phrases(context, self._catalogue):
             texts = row.texts(self._catalogue)
             written = self._model.tokens.encode(texts)
-            usable = [
-                tuple(ids.tolist())
-                for ids in written
-                if len(ids) and len(ids) <= self._config.max_tokens and not self._model.tokens.unspellable(ids)
+            fits = [
+                0 < len(ids) <= self._config.max_tokens and not self._model.tokens.unspellable(ids) for ids in written
             ]
-            costs.count("phrases_lost_in_tokenisation", len(texts) - len(usable))
+            costs.name(UNWRITABLE, [one for one, fit in zip(texts, fits, strict=True) if not fit])
+            usable = [tuple(ids.tolist()) for ids, fit in zip(written, fits, strict=True) if fit]
             self._phrases.append(list(dict.fromkeys(usable)))
         return super().__call__(utterances, costs=costs)
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 
 from ctxasr_ray import audio
+from ctxasr_ray.keywords.catalogue import UNWRITABLE
 from ctxasr_ray.models.pocketsphinx import (
     ModelLimitError,
     Trigram,
@@ -91,7 +92,10 @@ class Search(Protocol):
     decoder: Any
     search_model: Trigram
     language_model: Trigram
-    counters: Mapping[str, int]
+    num_phrases: int
+    """Of a catalogue that is searched."""
+    unwritable: Sequence[str]
+    """Phrases of it that cannot be searched, by name and reason."""
 
     def written(
         self, names: Sequence[str], start_s: Sequence[float], end_s: Sequence[float]
@@ -120,8 +124,8 @@ class PocketSphinxFirstPass:
             OSError: a fault of the disk or network while reading audio; faults of the audio itself are rows.
         """
         (utterances,) = tables
-        for name, amount in self._search.counters.items():
-            costs.peak(name, amount)
+        costs.peak("phrases_searched", self._search.num_phrases)
+        costs.name(UNWRITABLE, self._search.unwritable)
         with tempfile.TemporaryDirectory(prefix="ctxasr-lattice-") as folder:
             rows = utterances.to_pylist()
             return hypotheses_table([self._nbest(row, Path(folder) / "lattice", costs) for row in rows])

@@ -16,7 +16,7 @@ What happens to odd entries; each is named and counted in `Catalogue.findings`:
 | mixed_scripts | letters of more than one script: carried |
 
 A score of nan, a broken line or a file in another encoding is refused with file and line (`phrase_files`). Phrases that
-a recogniser cannot write (a list of another language) are found where they meet its tokens: `tokenised`.
+a recogniser cannot write (a list of another language) are found where they meet its tokens, and named as `UNWRITABLE`.
 """
 
 import functools
@@ -34,6 +34,8 @@ from ctxasr_ray.keywords.phrase_files import Entry, format_of, read_bytes, read_
 
 LONG_CHARACTERS: Final = 100
 """A phrase beyond is reported; no name or term of art is that long."""
+UNWRITABLE: Final = "unwritable_phrases"
+"""Kind under which stages name the phrases that their recogniser cannot write: `stage.Costs.name`."""
 _ORDER: Final = b"ctxasr catalogue order 1"
 _EXAMPLES: Final = 3
 _SEPARATORS: Final = {ord(c): None for c in " -'\u2019"}

@@ -1,9 +1,7 @@
 """Phrases -> the tokens by which a recogniser may write them, and which of them it cannot write at all."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +10,6 @@ from ctxasr_ray.keywords.automaton import Spellings, spellings
 from ctxasr_ray.keywords.automaton_kernels import Int32s
 from ctxasr_ray.text import normalise
 
-_SHOWN: Final = 5
-"""Phrases that are named; all are counted."""
-_log = logging.getLogger(__name__)
 Labels = Callable[[Sequence[str]], Sequence[Int32s | None]]
 """Texts -> tokens of each, None where the recogniser cannot write it: `models.ctc_spelling.Spelling.labels`."""
 
@@ -27,15 +22,9 @@ class Tokenised:
     lost: npt.NDArray[np.int64]
     """Phrases without any sequence: letters that the recogniser does not have, a list of another language."""
 
-    def speak_up(self, phrases: Sequence[str], who: str) -> None:
-        """Names the first few phrases without any sequence on standard error; nothing where there are none."""
-        if len(self.lost):
-            shown = ", ".join(repr(phrases[p]) for p in self.lost[:_SHOWN]) + (
-                ", ..." if len(self.lost) > _SHOWN else ""
-            )
-            _log.warning(
-                "%s cannot write %s of %s phrases, which can never match: %s", who, len(self.lost), len(phrases), shown
-            )
+    def unwritable(self, phrases: Sequence[str]) -> list[str]:
+        """Gives the phrases without any sequence by name."""
+        return [phrases[p] for p in self.lost]
 
 
 def tokenised(phrases: Sequence[str], others: Sequence[Sequence[str]], labels: Labels) -> Tokenised:

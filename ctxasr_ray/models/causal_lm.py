@@ -131,7 +131,7 @@ class CausalLm:
                 `tokens_forwarded` (with padding), `head_rows`, `peak_logits_bytes` and `first_tokens_unscored`.
         """
         costs = costs or Costs()
-        costs.peak("peak_kv_bytes", 0)  # one pass per tree keeps no cache
+        costs.peak("kv_bytes", 0)  # one pass per tree keeps no cache
         results, jobs = [], []
         for request in requests:
             n = len(request.sequences)

@@ -82,7 +82,7 @@ class LmHead:
             total = logits.sub_(highest).exp_().sum(dim=1)  # in place: one buffer only
             normalisers[start : start + step] = total.log_().add_(highest[:, 0]).cpu().numpy()
             costs.count("head_rows", len(logits))
-            costs.peak("peak_logits_bytes", len(logits) * row_bytes)
+            costs.peak("logits_bytes", len(logits) * row_bytes)
         result = np.empty(len(rows))
         result[order] = picks
         return result, normalisers

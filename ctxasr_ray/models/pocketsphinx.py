@@ -274,7 +274,8 @@ class WordSearch:
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
         self.search_model = self.language_model = Trigram(decoder)
-        self.counters: Mapping[str, int] = {}
+        self.num_phrases = 0
+        self.unwritable: Sequence[str] = ()
 
     def written(
         self, names: Sequence[str], start_s: Sequence[float], end_s: Sequence[float]

@@ -13,7 +13,6 @@ Reference:
 """
 
 import hashlib
-import logging
 import math
 import re
 import tempfile
@@ -35,7 +34,6 @@ from ctxasr_ray.models.pocketsphinx import (
     pronunciations,
 )
 
-_log = logging.getLogger(__name__)
 MAX_PRONUNCIATIONS: Final = 4
 """Of one phrase: each word may have several, and their combinations multiply."""
 MAX_PHONES: Final = 150
@@ -77,14 +75,6 @@ class Searchable:
 
     entries: tuple[PhraseEntry, ...]
     left_out: tuple[LeftOut, ...]
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """How many phrases are searched, and how many are not by reason."""
-        reasons = [out.reason for out in self.left_out]
-        return {"phrases_searched": len(self.entries)} | {
-            f"phrases_{reason}": reasons.count(reason) for reason in sorted(set(reasons))
-        }
 
     def digest(self) -> str:
         """Of names, words, priors and pronunciations."""
@@ -179,8 +169,9 @@ class KeywordSearch:
     Attributes:
         decoder: Hears; see `models.pocketsphinx.hear`.
         phrases: Searched phrases by the name of their entry.
+        num_phrases: How many are searched.
         left_out: Phrases that are not searched.
-        counters: See `Searchable.counters`.
+        unwritable: The same by name and reason, as `stage.Costs.name` takes them.
 
     Raises:
         ValueError: as `searchable`, or a pronunciation uses phones that the model lacks.
@@ -200,10 +191,8 @@ class KeywordSearch:
         made = searchable(catalogue, dictionary, words)
         self.phrases: Mapping[str, PhraseEntry] = {entry.name: entry for entry in made.entries}
         self.left_out = made.left_out
-        if self.left_out:
-            first = "; ".join(out.message for out in self.left_out[:3])
-            _log.warning("%s of %s phrases are not searched: %s", len(self.left_out), len(catalogue), first)
-        self.counters: Mapping[str, int] = made.counters
+        self.num_phrases = len(made.entries)
+        self.unwritable: Sequence[str] = [f"{out.phrase[:40]} ({out.reason})" for out in made.left_out]
         self.decoder = open_decoder(files)
         own = open_ngram(self.decoder, files.language)
         background = _background(self.decoder, own, dictionary, background_words)

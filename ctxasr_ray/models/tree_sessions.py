@@ -300,7 +300,7 @@ class TreeSessions:
     def _keep_within_limit(self, current: _Group) -> None:
         groups: dict[int, Any] = {id(s.group): s.group for s in self._sessions.values() if s.group.cache is not None}
         sizes = {key: group.cache.num_bytes() for key, group in groups.items()}
-        self.costs.peak("peak_kv_bytes", sum(sizes.values()))
+        self.costs.peak("kv_bytes", sum(sizes.values()))
         for key, group in sorted(groups.items(), key=lambda item: item[1].last_used):
             if sum(sizes.values()) <= self._limit or group is current:
                 return

@@ -1,9 +1,9 @@
 """Phrase lists of a run -> findings: entries that can never match, and entries that may not do what is meant."""
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from ctxasr_ray.keywords.catalogue import CatalogueOptions
+from ctxasr_ray.keywords.catalogue import UNWRITABLE, CatalogueOptions
 from ctxasr_ray.report.findings import Finding
 
 NEVER_MATCHES: Final = ("no_phrases", "lost_in_normalising")
@@ -41,3 +41,33 @@ def odd_phrases(configs: Iterable[object]) -> list[Finding]:
                 )
             )
     return found
+
+
+def unwritable_phrases(costs: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What of their phrases the recognisers of a run cannot write; once for steps that lack the same phrases.
+
+    Args:
+        costs: As `store.Store.costs` gives them, with what each receipt has `named`.
+    """
+    by_step: dict[str, Mapping[str, Any]] = {}
+    for receipt in costs:
+        named = receipt.get("named", {}).get(UNWRITABLE)
+        if named and named["count"] > by_step.get(receipt["step"], {"count": 0})["count"]:
+            by_step[receipt["step"]] = named
+    steps: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for step, named in by_step.items():
+        steps.setdefault((named["count"], tuple(named["examples"])), []).append(f"'{step}'")
+    return [
+        Finding(
+            severity="warning",
+            name=UNWRITABLE,
+            what="Phrases that the recogniser cannot write can never match",
+            where=f"{'step' if len(which) == 1 else 'steps'} {', '.join(which)}: "
+            f"{', '.join(repr(phrase[:40]) for phrase in examples)}{', ...' if count > len(examples) else ''}",
+            got=f"{count:,} {'phrase' if count == 1 else 'phrases'} in one shard",
+            expected="none",
+            remedy="They take no part in this search. Write them in the recogniser's letters, or take a recogniser "
+            "of their language.",
+        )
+        for (count, examples), which in steps.items()
+    ]

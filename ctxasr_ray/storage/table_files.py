@@ -36,7 +36,7 @@ class Footer:
     digest: str
     """Of all columns: equal digests are equal tables."""
     receipt: Mapping[str, Any]
-    """failures, seconds, counters, device, peak_host_bytes, attempt, versions: outside equality and hashes."""
+    """failures, seconds, counters, named, device, peak_host_bytes, attempt, versions: outside equality and hashes."""
 
 
 @dataclass(frozen=True, slots=True)
