@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS := test,speech-synthesis,pocketsphinx,lhotse,bench
 
-.PHONY: quickstart showcase setup test test-slow format check audit bench scale clean
+.PHONY: quickstart showcase setup test test-slow format check audit bench scale chaos clean
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, got {v[0]}.{v[1]}; try make PYTHON=python3.12")'
@@ -50,12 +50,15 @@ audit: .venv/.setup
 	$(BIN)/python .ci/audit.py
 
 bench: .venv/.setup
-	@failed=; for script in benchmarks/[a-z]*.py; do case $$script in */figures.py|*_peer.py) continue;; esac; \
+	@failed=; for script in benchmarks/[a-z]*.py; do case $$script in */figures.py|*_peer.py|*/chaos.py) continue;; esac; \
 		echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; \
 		[ -z "$$failed" ] || { echo "== these did not end well:$$failed"; exit 1; }
 
 scale: .venv/.setup
 	$(BIN)/python benchmarks/scale.py 100000
+
+chaos: .venv/.setup
+	$(BIN)/python benchmarks/chaos.py
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -39,7 +39,7 @@ class SweepConfig:
     rungs: tuple[float, ...] = ()
     """Shares of the dev shards after which the worse half of the trials stops (ASHA), for example 0.25 0.5."""
     max_concurrent: int = 0
-    """Trials at a time; 0: as many as the cluster holds side by side. A trial itself asks for no CPU, its pools do."""
+    """Trials at a time; 0: as many as the machine has CPUs, or as the given cluster holds side by side."""
     search_seed: int = 7
     """Draws the settings."""
 

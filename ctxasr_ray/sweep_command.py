@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ctxasr_ray import axes, sweep
+from ctxasr_ray import axes, layout, sweep
 from ctxasr_ray.experiment import Experiment
 from ctxasr_ray.opening import open_run
 from ctxasr_ray.recipes.evaluation import find
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ctxasr_ray.storage.store import Shard, Store
 
 
@@ -53,10 +56,11 @@ def sweep_recipe(words: Sequence[str]) -> int:
 
 
 def run_sweep(options: Sweep) -> int:
-    """Runs the trials, prints their table and the best one's results, and returns the exit status."""
+    """Runs the trials, prints their table and the best one's results, and returns the exit status: 1 if one failed."""
     from rich.console import Console
 
     from ctxasr_ray import pipeline
+    from ctxasr_ray.distributed.cluster import connected
     from ctxasr_ray.report.tables import results_records
     from ctxasr_ray.report.terminal import terminal_tables
 
@@ -64,42 +68,63 @@ def run_sweep(options: Sweep) -> int:
     found = axes.parse_axes(experiment, config.axes)
     store, shards = open_run(experiment, options.root, options.manifest)
     name = sweep.sweep_name(experiment, config, shards)
-    outcomes = _tried(options, found, store, shards, name)
-    rows = _rows(outcomes, config.metric)
-    options.state.mkdir(parents=True, exist_ok=True)
-    table = options.state / f"{name}.json"
-    table.write_text(json.dumps(rows, indent=1) + "\n")
-    chosen = sweep.best(outcomes, config.metric)
-    final = _setting_of(options, chosen.setting)
-    pipeline.run(final, store, shards, address=options.address)
+    with connected(options.address, _pool_cpus(options, found)):
+        outcomes = _tried(options, found, store, shards, name)
+        rows = _rows(outcomes, config.metric)
+        options.state.mkdir(parents=True, exist_ok=True)
+        table = options.state / f"{name}.json"
+        table.write_text(json.dumps(rows, indent=1) + "\n")
+        chosen = sweep.best(outcomes, config.metric)
+        final = _setting_of(options, chosen.setting)
+        pipeline.run(final, store, shards, address=options.address)
     results = sweep.tried(pipeline.results(final, store, shards), len(outcomes))
+    errors = Console(stderr=True)
     if options.json:
         for record in [*rows, *results_records(results)]:
             print(json.dumps(record, ensure_ascii=False))
+    else:
+        console = Console()
+        console.print(_trials_table(rows, config))
+        console.print(terminal_tables(results))
+        errors.print(
+            f"Chosen on dev among {len(outcomes)} settings: {_written(chosen.setting)}.", highlight=False, markup=False
+        )
+        errors.print(f"Table of the trials: {table.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    return say_failed(outcomes, errors)
+
+
+def say_failed(outcomes: Sequence[sweep.Outcome], errors: "Console") -> int:
+    """Names the settings that failed and why; returns the exit status."""
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if not failed:
         return 0
-    console, errors = Console(), Console(stderr=True)
-    console.print(_trials_table(rows, config))
-    console.print(terminal_tables(results))
-    picked = ", ".join(f"{key} {value}" for key, value in chosen.setting.items())
-    errors.print(f"Chosen on dev among {len(outcomes)} settings: {picked}.", highlight=False)
-    errors.print(f"Table of the trials: {table.resolve()}", highlight=False, soft_wrap=True)
-    return 0
+    lines = [f"{len(failed)} of {len(outcomes)} settings failed, so the choice is among the others:"]
+    lines += [f"  {_written(outcome.setting)}: {outcome.error}" for outcome in failed]
+    lines.append("What is committed stays; the same command tries these again.")
+    errors.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    return 1
+
+
+def _written(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items())
 
 
 def _tried(
     options: Sweep, found: Sequence[axes.Axis], store: "Store", shards: "Sequence[Shard]", name: str
 ) -> list[sweep.Outcome]:
-    from ctxasr_ray import layout
-    from ctxasr_ray.distributed.pools import needed_cpus
     from ctxasr_ray.distributed.tuner import Range, tune
 
     config, address = options.sweep, options.address
     rungs = sweep.rungs(config, shards)
-    first = {axis.name: axis.values[0] for axis in found if axis.values}
+    is_here = _is_here(options)
+    is_inline = is_here or options.experiment.executor == "inline"
 
     def trial(setting: Mapping[str, Any]) -> Iterator[dict[str, float]]:
         own = replace(config, system=setting.get(axes.SYSTEM, config.system))
-        return sweep.trial(_setting_of(options, setting), own, type(store)(store.root), rungs, address)
+        experiment = _setting_of(options, setting)
+        if is_inline:
+            experiment = replace(experiment, executor="inline")
+        return sweep.trial(experiment, own, type(store)(store.root), rungs, address)
 
     spaces = {axis.name: axis.values or Range(axis.low, axis.high, axis.is_integer) for axis in found}
     tried = tune(
@@ -109,14 +134,34 @@ def _tried(
         num_trials=config.num_trials,
         metric=config.metric,
         num_rungs=len(rungs),
-        max_concurrent=config.max_concurrent,
-        num_cpus=needed_cpus(layout.line(_setting_of(options, first)).steps),
+        max_concurrent=config.max_concurrent or (os.cpu_count() or 1 if is_here else 0),
+        num_cpus=1.0 if is_inline else _pool_cpus(options, found),
+        is_inline=is_inline,
         seed=config.search_seed,
         directory=options.state,
         name=name,
         address=address,
     )
     return [sweep.Outcome(t.setting, t.figures, t.num_reports >= len(rungs), t.error) for t in tried]
+
+
+def _is_here(options: Sweep) -> bool:
+    """Whether each trial runs in one process of this machine: no cluster was given and nothing wants a GPU.
+
+    Pools of its own would cost a trial more than its work: each loads the libraries anew.
+    """
+    steps = layout.line(options.experiment).steps
+    no_cluster = options.address is None and "RAY_ADDRESS" not in os.environ
+    return no_cluster and not any(step.config.resources.num_gpus for step in steps)
+
+
+def _pool_cpus(options: Sweep, found: Sequence[axes.Axis]) -> float:
+    """Logical CPUs that the pools of one setting ask for, of those that differ in one axis the most."""
+    from ctxasr_ray.distributed.pools import needed_cpus
+
+    first = {axis.name: axis.values[0] for axis in found if axis.values}
+    settings = [{**first, axis.name: value} for axis in found for value in axis.values]
+    return max(needed_cpus(layout.line(_setting_of(options, setting)).steps) for setting in settings or [first])
 
 
 def _setting_of(options: Sweep, setting: Mapping[str, Any]) -> Experiment:
@@ -152,7 +197,7 @@ def _trials_table(rows: Sequence[Mapping[str, Any]], config: sweep.SweepConfig) 
     for row in rows:
         shown = {**row, "pareto": "*" if row["pareto"] else "" if row["complete"] else "stopped"}
         if row["error"]:
-            shown["pareto"] = row["error"][:60]
+            shown["pareto"] = "failed"
         table.add_row(*(_cell(value) for name, value in shown.items() if name not in skipped))
     return table
 

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from fakes import Behaviour, FirstPassConfig, _number, line, utterances
 from object_storage import Proxy
+from processes_below import children
 
 from ctxasr_ray import schema
 from ctxasr_ray.stage import Costs, Resources, Stage, Step, TreeNodes, TreeScorerHost, runtime_field
@@ -248,19 +249,6 @@ class Chaos:
             return False
         os.kill(rng.choice(found), signal.SIGKILL)
         return True
-
-
-def children(parents: set[int], title: str) -> list[int]:
-    """Processes below some others whose title starts so."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent in parents and (folder / "cmdline").read_text().startswith(title):
-                found.append(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return sorted(found)
 
 
 def disturb(proxy: Proxy, seed: int) -> None:

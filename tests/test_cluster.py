@@ -465,6 +465,14 @@ def test_a_cluster_that_cannot_be_reached_is_refused_in_words(address: str) -> N
     refuse_unreachable("auto")
 
 
+@pytest.mark.parametrize("address", ["nonsense", "ray://head", ":6379"])
+def test_what_is_no_address_is_refused_in_words(address: str) -> None:
+    from ctxasr_ray.distributed.cluster import refuse_unreachable
+
+    with pytest.raises(ValueError, match=re.escape(f"'{address}' is no address of a Ray cluster; expected HOST:6379")):
+        refuse_unreachable(address)
+
+
 SRUN = """#!/usr/bin/env bash
 for word in "$@"; do case $word in --port=*) port=${word#--port=};; esac; done
 case " $* " in

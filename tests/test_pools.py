@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 from fakes import LIGHT, Behaviour, FirstPassConfig, ScorerConfig, folder_in_memory, line, utterances
+from processes_below import descendants
 
 from ctxasr_ray.audit import audit_steps
 from ctxasr_ray.execution.inline import Progress, run_inline
@@ -74,20 +75,14 @@ def test_ray_and_inline_give_the_same_tables(cluster: None, tmp_path: Path) -> N
 
 def listening(ancestor: int) -> dict[str, str]:
     """Addresses that a process and all below it listen on, in hex as the kernel writes them, with who listens."""
-    parents, sockets = {}, {}
+    sockets = {}
     for table in ("tcp", "tcp6"):
         for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             address, state, inode = (row.split()[place] for place in (1, 3, 9))
             if state == "0A":
                 sockets[f"socket:[{inode}]"] = address.partition(":")[0]
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    family = {ancestor}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
     found = {}
-    for pid in family:
+    for pid in (ancestor, *descendants(ancestor)):
         with contextlib.suppress(OSError):
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 if (address := sockets.get(os.readlink(descriptor))) is not None:

@@ -409,22 +409,26 @@ def leave_lease(folder: LocalFolder, process: str, number: int = 1) -> None:
 
 
 def test_a_second_writer_waits_and_says_so(folder: LocalFolder, caplog: pytest.LogCaptureFixture) -> None:
-    order = []
+    order, told = [], set[str]()
 
     def second() -> None:
-        with Leases(folder, [TABLE]):
-            order.append("second")
+        for table in (TABLE, TABLE.replace("hypotheses", "scores")):
+            with Leases(folder, [table], told):
+                order.append("second")
 
-    with Leases(folder, [TABLE]):
+    with Leases(folder, [TABLE, TABLE.replace("hypotheses", "scores")]):
         assert Leases.holder(folder, TABLE) == processes.this_process()
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.7)
         order.append("first")
     thread.join(timeout=5)
-    assert order == ["first", "second"]
-    assert "another run" in caplog.text
-    assert "waiting for it" in caplog.text
+    assert order == ["first", "second", "second"]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        f"another run (process {os.getpid()} of this machine) is writing {TABLE}; waiting for it, "
+        "to use what it commits."
+    )
     assert Leases.holder(folder, TABLE) is None
 
 
@@ -444,7 +448,7 @@ def test_a_silent_writer_on_another_host_is_replaced_after_the_expiry(
     start = time.monotonic()
     with Leases(folder, [TABLE]):
         assert 19 < time.monotonic() - start < 25
-    assert "taking over" in caplog.text
+    assert "the other run (process 1 on another machine, 0123abcd) is gone; taking over" in caplog.text
 
 
 def test_many_waiters_take_turns(folder: LocalFolder) -> None:

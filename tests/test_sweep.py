@@ -1,10 +1,13 @@
 """Sweeps: axes are fields, trials share tables, dev decides, a kill costs nothing that was committed."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ctxasr_ray import sweep
 from ctxasr_ray.axes import Axis, grid, only, override, parse_axes
@@ -14,6 +17,7 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.recipes.evaluation import keyword_methods, quickstart
 from ctxasr_ray.storage.store import Shard
 from ctxasr_ray.sweep import Outcome, SweepConfig
+from ctxasr_ray.sweep_command import say_failed
 
 EXPERIMENT = replace(
     quickstart(), branches={"first_pass/wide": Branch(nbest=CtcConfig(model=asset("ctc"), source="ctc_wide"))}
@@ -128,7 +132,14 @@ def test_tune_stops_the_worse_half_and_a_second_call_repeats_nothing(tmp_path: P
 
     options: dict[str, Any] = {
         **{"search": "grid", "num_trials": 0, "metric": "wer", "num_rungs": 3, "max_concurrent": 1},
-        **{"num_cpus": 1.0, "seed": 1, "directory": tmp_path / "state", "name": "s", "address": None},
+        **{
+            "num_cpus": 1.0,
+            "is_inline": True,
+            "seed": 1,
+            "directory": tmp_path / "state",
+            "name": "s",
+            "address": None,
+        },
     }
     found = tune(trial, [{"x": x} for x in (4, 5, 9, 1)], **options)
     assert {t.setting["x"]: t.num_reports for t in found}[5] == 3
@@ -142,12 +153,52 @@ def test_tune_stops_the_worse_half_and_a_second_call_repeats_nothing(tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_setting_that_fails_is_named_in_its_own_words_and_tried_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def trial(setting: Any) -> Any:
+        if setting["x"] == 2 and not (tmp_path / "mended").exists():
+            raise ValueError("the model is gone.\nPut it back.")
+        if setting["x"] == 3 and not (tmp_path / "mended").exists():
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does for memory
+        yield {"wer": float(setting["x"])}
+
+    options: dict[str, Any] = {
+        **{"search": "grid", "num_trials": 0, "metric": "wer", "num_rungs": 1, "max_concurrent": 1},
+        **{
+            "num_cpus": 1.0,
+            "is_inline": True,
+            "seed": 1,
+            "directory": tmp_path / "state",
+            "name": "s",
+            "address": None,
+        },
+    }
+    one, two, three = tune(trial, [{"x": x} for x in (1, 2, 3)], **options)
+    assert (one.figures["wer"], one.error) == (1.0, None)
+    assert two.error == "the model is gone.\nPut it back."
+    assert three.error is not None
+    assert "died" in three.error
+    outcomes = [Outcome(each.setting, each.figures, each.error is None, each.error) for each in (one, two, three)]
+    capfd.readouterr()
+    console = Console(stderr=True, width=200)
+    assert say_failed(outcomes, console) == 1
+    said = capfd.readouterr().err
+    assert "2 of 3 settings failed, so the choice is among the others:" in said
+    assert "x 2: the model is gone." in said
+    assert say_failed(outcomes[:1], console) == 0
+    (tmp_path / "mended").touch()
+    assert [each.error for each in tune(trial, [{"x": x} for x in (1, 2, 3)], **options)] == [None] * 3
+
+
+@pytest.mark.slow
 def test_optuna_draws_within_the_ranges(tmp_path: Path) -> None:
     found = tune(
         lambda setting: [{"wer": (setting["a"] - 0.5) ** 2 + setting["n"]}],
         {"a": Range(0.0, 1.0, False), "n": Range(1, 3, True), "kind": ["x", "y"]},
         **{"search": "optuna", "num_trials": 5, "metric": "wer", "num_rungs": 1, "max_concurrent": 2},
-        **{"num_cpus": 1.0, "seed": 1, "directory": tmp_path / "state", "name": "s", "address": None},
+        **{"num_cpus": 1.0, "is_inline": False, "seed": 1, "directory": tmp_path / "state", "name": "s"},
+        address=None,
     )
     assert len(found) == 5
     assert all(0 <= t.setting["a"] <= 1 and t.setting["n"] in (1, 2, 3) and t.setting["kind"] in "xy" for t in found)

@@ -97,14 +97,19 @@ def connected(address: str | None, num_cpus: float) -> Iterator[None]:
 
 
 def refuse_unreachable(address: str) -> None:
-    """Makes sure that something answers at a cluster's address; `auto` and the like are left to Ray.
+    """Makes sure that something answers at a cluster's address; `auto` and `local` are left to Ray.
 
     Raises:
-        ValueError: nothing does.
+        ValueError: nothing does, or it is no address.
     """
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if not port.isdigit():
+    if address in ("auto", "local"):
         return
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(
+            f"'{address}' is no address of a Ray cluster; expected HOST:6379, ray://HOST:10001, or auto for the one on "
+            "this machine. Nothing was started."
+        )
     try:
         socket.create_connection((host, int(port)), timeout=REACH_S).close()
     except OSError as error:

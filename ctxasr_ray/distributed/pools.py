@@ -132,7 +132,7 @@ def run_ray(
         for turn in turns:
             refuse_unfit(_all_pools(turn.per_shard), wait_s=JOIN_S if given else 0.0)
         for turn in turns:
-            with run.leases(turn):
+            with run.leases(turn.steps):
                 _run_segment(run, turn)
                 for step in turn.gathered:
                     run.record(gather_step(store, step, shards))

@@ -1,7 +1,8 @@
 """Ray Tune around any trial: settings in, what each reported out; killed and restored it repeats only what is cheap.
 
 Tune repeats or redraws trials after a kill (notes/probes.md, section 6), so a trial must be idempotent and cached by
-what it is; ours are runs of committed tables. A trial holds no CPU: the actor pools of its datasets do.
+what it is; ours are runs of committed tables. A trial that runs on pools holds no CPU: its pools do. One that runs in
+its own process holds one, and the process takes trial after trial, so that what it imports is paid once.
 """
 
 import logging
@@ -17,10 +18,12 @@ SETTINGS: Final = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-"""Read by Tune: no logger of its own per trial, a snapshot each second, nothing on standard output."""
+"""Read by Tune: no logger of its own per trial, a snapshot each second, nothing on standard output, and trials stay in
+the folder of the command, from which its relative paths go."""
 NO_CPU: Final = {"cpu": 0, "memory": 1}
-"""What a trial asks for; Tune refuses to ask for nothing, so it is one byte."""
+"""What a trial on pools asks for; Tune refuses to ask for nothing, so it is one byte."""
 RUNG: Final = "training_iteration"
 """Tune's own count of reports: our rung."""
 
@@ -56,6 +59,7 @@ def tune(
     num_rungs: int,
     max_concurrent: int,
     num_cpus: float,
+    is_inline: bool,
     seed: int,
     directory: Path,
     name: str,
@@ -71,7 +75,8 @@ def tune(
         metric: Minimised.
         num_rungs: Reports of a whole trial; above 1 the worse half of the trials stops at each rung (ASHA).
         max_concurrent: Trials at a time; 0: as many as the cluster has CPUs for.
-        num_cpus: Logical CPUs that the pools of one trial ask for; a local cluster gets at least these.
+        num_cpus: Logical CPUs that one trial needs; a local cluster gets at least these.
+        is_inline: The trial itself works and holds them; False where the pools that it starts do.
         seed: Of the search.
         directory: Local folder for Tune's own state.
         name: Of the sweep; the same name goes on where it stopped.
@@ -82,13 +87,13 @@ def tune(
     with connected(address, num_cpus * max(1, max_concurrent)):
         from ray import tune as ray_tune
 
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is in the results, without traceback
 
         def trainable(config: dict[str, Any]) -> None:
             for figures in trial(config.get("setting", config)):
                 ray_tune.report(dict(figures))
 
-        holder = ray_tune.with_resources(trainable, NO_CPU)
+        holder = ray_tune.with_resources(trainable, {"cpu": num_cpus} if is_inline else NO_CPU)
         place = directory.resolve() / name
         if ray_tune.Tuner.can_restore(str(place)):
             tuner = ray_tune.Tuner.restore(
@@ -105,6 +110,7 @@ def tune(
                     max_concurrent_trials=max_concurrent or _side_by_side(num_cpus),
                     search_alg=_searcher(search, metric, seed),
                     scheduler=_scheduler(ray_tune, num_rungs),
+                    reuse_actors=True,
                 ),
                 run_config=ray_tune.RunConfig(name=name, storage_path=str(directory.resolve()), verbose=0),
             )
@@ -154,5 +160,10 @@ def _tried(result: Any) -> Tried:
     config = result.config or {}
     metrics = result.metrics or {}
     figures = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    error = None if result.error is None else str(result.error).strip().rpartition("\n")[2]
-    return Tried(config.get("setting", config), figures, int(metrics.get(RUNG, 0)), error)
+    return Tried(config.get("setting", config), figures, int(metrics.get(RUNG, 0)), _why(result.error))
+
+
+def _why(error: Exception | None) -> str | None:
+    """What the trial itself raised, without Ray's wrapping."""
+    cause = getattr(error, "cause", None) or error
+    return None if cause is None else str(cause).strip() or type(cause).__name__

@@ -88,6 +88,7 @@ class Run:
         self.summary = RunSummary()
         self._events = EventLog(store.folder, self.name)
         self._on_progress = on_progress
+        self._told: set[str] = set()
         self._started = time.time()
         self._clock = time.perf_counter()
         working = [step for step in self.steps if not is_corpus(step)]
@@ -115,19 +116,19 @@ class Run:
         return found
 
     @contextlib.contextmanager
-    def leases(self, segment: Segment) -> Iterator[None]:
-        """Holds the tables that a segment may write; waits for another run that writes one of them."""
+    def leases(self, steps: Sequence[Step]) -> Iterator[None]:
+        """Holds the tables that some steps may write; waits for another run that writes one of them."""
         self.store.snapshot()
         unfinished = [
             self.store.table_folder(step)
-            for step in segment.steps
+            for step in steps
             if step.name in self.redo or not _is_complete(planned(self.store, step, self.shards))
         ]
         self.store.forget_listings()
         for table in unfinished:
             self.store.folder.delete(f"{table}/_SUCCESS")
         try:
-            with Leases(self.store.folder, unfinished):
+            with Leases(self.store.folder, unfinished, self._told):
                 yield
         finally:
             self._events.flush()
@@ -210,12 +211,13 @@ def run_inline(
     run = Run(store, steps, shards, on_progress=on_progress, retry_errors=retry_errors)
     attempts = Attempts(store.folder, run=run.name, node=processes.host(), is_alive=lambda node: True)
     for segment in run.segments:
-        with run.leases(segment):
-            for step in segment.per_shard:
+        for step in segment.per_shard:
+            with run.leases([step]):
                 worker = Worker(store, step, attempts, redo=run.redo.get(step.name, {}))
                 for shard in shards:
                     run.record(worker.process(shard))
-            for step in segment.gathered:
+        for step in segment.gathered:
+            with run.leases([step]):
                 run.record(gather_step(store, step, shards))
     return run.finish()
 

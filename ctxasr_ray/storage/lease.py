@@ -28,11 +28,13 @@ class Leases:
     Args:
         folder: The run folder.
         tables: `<table>/<stage>-<hash>` each; taken in sorted order, so that two runs cannot wait for each other.
+        told: Other writers that this run has said it waits for; each is named once, and added here.
     """
 
-    def __init__(self, folder: Folder, tables: Sequence[str]) -> None:
+    def __init__(self, folder: Folder, tables: Sequence[str], told: set[str] | None = None) -> None:
         """Takes nothing yet."""
         self._folder = folder
+        self._told = set() if told is None else told
         self._tables = sorted(set(tables))
         self._held: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -68,7 +70,7 @@ class Leases:
         return str(found[1]["process"])
 
     def _take(self, table: str) -> None:
-        said, seen, since = False, "", time.monotonic()
+        waited, seen, since = False, "", time.monotonic()
         while True:
             found = _newest(self._folder, table)
             if found is not None:
@@ -77,17 +79,19 @@ class Leases:
                     seen, since = json.dumps(content), time.monotonic()
                 dead = processes.is_dead(content["process"])
                 if not dead and time.monotonic() - since < EXPIRY_S:
-                    if not said:
+                    waited = True
+                    if content["process"] not in self._told:
+                        self._told.add(content["process"])
                         log.warning(
-                            "%s: another run (process %s) is writing this table; waiting for it.",
+                            "another run (%s) is writing %s; waiting for it, to use what it commits.",
+                            processes.described(content["process"]),
                             table,
-                            content["process"],
                         )
-                        said = True
                     time.sleep(POLL_S)
                     continue
-                if said or not dead:
-                    log.warning("%s: the other writer is gone; taking over.", table)
+                if waited or not dead:
+                    writer = processes.described(content["process"])
+                    log.warning("the other run (%s) is gone; taking over %s where it stopped.", writer, table)
             else:
                 number = 0
             if self._create(table, number + 1):

@@ -39,6 +39,18 @@ def this_process() -> str:
     return f"{host()}-{os.getpid()}-{_started(os.getpid())}"
 
 
+def described(process: str) -> str:
+    """The name in words, for messages.
+
+    Args:
+        process: What `this_process` returned there.
+    """
+    parts = process.split("-")
+    if len(parts) != 3:
+        return process
+    return f"process {parts[1]} {'of this machine' if parts[0] == host() else f'on another machine, {parts[0]}'}"
+
+
 def is_dead(process: str) -> bool:
     """True only where it is certain: the process ran on this host and is gone.
 
