@@ -6,14 +6,13 @@ figure per system. Run it without arguments; tables lie in `runs/studies`. With 
 them again and runs nothing: `python benchmarks/study_delayed_grid.py benchmarks/results/study_delayed_grid.jsonl`.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from figures import Figure, emit, pin_threads
+from figures import Figure, emit, pin_threads, read
 
 pin_threads(1)
 
@@ -129,12 +128,6 @@ def draw_costs(by_system: Mapping[str, Figure]) -> None:
     for name, chart in charts.items():
         assert chart is not None, "every system has an error rate and both costs"
         replace(chart, name=f"study_delayed_grid_{name}").png(RESULTS)
-
-
-def read(path: Path) -> list[Figure]:
-    """The figures that this script printed."""
-    told = [json.loads(row) for row in path.read_text("utf-8").splitlines()]
-    return [Figure(name=one["name"], value=one["value"], unit=one["unit"], counters=one["counters"]) for one in told]
 
 
 def main(paths: Sequence[str]) -> None:

@@ -3,7 +3,9 @@
 `study_list_sizes`: nested lists of 10 to 50,000 phrases on the same utterances; rare words of LibriSpeech (the lists of
 Le et al., 2021) and names of the synthetic corpus. `study_shortlists`: ways to find 64 of 10,000 phrases.
 `study_noise`: the same test set at 20, 10, 5 and 0 dB. Every model ships and every setting is its default. Run it
-without arguments, or name studies: `python benchmarks/study_keywords.py study_noise`. Tables lie in `runs/studies`.
+without arguments, or name studies: `python benchmarks/study_keywords.py study_noise`. Tables lie in `runs/studies`;
+curves over list sizes and over noise are drawn into `results/`. With the file of its printed figures it draws them
+again and runs nothing: `python benchmarks/study_keywords.py benchmarks/results/study_keywords.jsonl`.
 """
 
 import functools
@@ -16,11 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from figures import Figure, emit, pin_threads
+from figures import Figure, emit, pin_threads, read
 
 pin_threads(1)
 
-import pyarrow.compute as pc  # noqa: E402  (the threads are pinned first)
+import matplotlib  # noqa: E402  (the threads are pinned first)
+import pyarrow.compute as pc  # noqa: E402
 
 from ctxasr_ray import pipeline  # noqa: E402
 from ctxasr_ray.corpora import synthetic  # noqa: E402
@@ -33,13 +36,25 @@ from ctxasr_ray.layout import line  # noqa: E402
 from ctxasr_ray.metrics.keywords import KeywordCountsConfig, phrase_table  # noqa: E402
 from ctxasr_ray.opening import open_run  # noqa: E402
 from ctxasr_ray.recipes import studies  # noqa: E402
+from ctxasr_ray.report.curves import confident_by_setting  # noqa: E402
+from ctxasr_ray.report.overview import corpora_as_settings  # noqa: E402
+from ctxasr_ray.report.tables import lines, results_records  # noqa: E402
 
 REAL: Final = Path(os.environ.get("CTXASR_REAL", Path(__file__).parents[2] / "shared" / "real"))
 RARE: Final = REAL / "is21" / "words" / "all_rare_words.txt"
 ROOT: Final = Path("runs/studies")
+RESULTS: Final = Path(__file__).parent / "results"
 NOISE_DB: Final = (20.0, 10.0, 5.0, 0.0)
 NUM_DEV, NUM_TEST = 30, 60
 METRICS: Final = ("wer", "biased_wer", "unbiased_wer", "keyword_f1", "distractor_false_alarms", "keyword_leaks")
+LIST_METHODS: Final = ("keyword_boost", "keyword_candidates")
+DRAWN: Final = {
+    "biased_wer": "B-WER",
+    "unbiased_wer": "U-WER",
+    "distractor_false_alarms": "false alarms",
+    "recall@64": "true phrases in the shortlist",
+    "real_time_factor": "real-time factor",
+}
 LOOKED_UP: Final = ("recall@8", "recall@64")
 CONFIDENT: Final = ("confidently_wrong", "confidently_wrong_repaired", "confidently_wrong_repairable", "gate_lockout")
 
@@ -71,7 +86,7 @@ def noisy_manifest() -> Path:
         manifest = synthetic.prepare(config, ROOT / "noise" / f"{level:g}dB")
         for row in map(json.loads, manifest.read_text("utf-8").splitlines()):
             audio = (manifest.parent / row["audio_filepath"]).relative_to(path.parent).as_posix()
-            named = {"utterance_id": f"{level:g}dB-{row['utterance_id']}", "corpus": f"synthetic_{level:g}dB"}
+            named = {"utterance_id": f"{level:g}dB-{row['utterance_id']}", "corpus": f"synthetic_snr_db_{level:g}"}
             rows.append({**row, **named, "audio_filepath": audio})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
@@ -88,6 +103,7 @@ class Finished:
         results = pipeline.results(self.experiment, self.store, self.shards)
         pipeline.report(self.experiment, self.store, self.shards, results, ROOT / name / "report", name)
         self.line = line(self.experiment)
+        self.results = results
         self.rows = [row for row in results.to_pylist() if row["split"] == "test"]
 
     def value(self, system: str, metric: str, corpus: str | None = None) -> dict[str, Any] | None:
@@ -172,7 +188,7 @@ def list_sizes() -> Iterator[Figure]:
     run = Finished("study_list_sizes", studies.study_list_sizes())
     yield from figures_of(run, "list_sizes_first_pass", "first_pass", METRICS)
     factors: dict[str, dict[int, float]] = {}
-    for method in ("keyword_boost", "keyword_candidates"):
+    for method in LIST_METHODS:
         for size in studies.LIST_SIZES:
             list_name = f"{method}/list_{size}"
             system = list_name if method == "keyword_boost" else f"{list_name}_rescored"
@@ -202,21 +218,57 @@ def shortlists() -> Iterator[Figure]:
 def noise() -> Iterator[Figure]:
     """Every method at every level, and its confidently wrong words."""
     run = Finished("study_noise", studies.study_noise(), noisy_manifest())
+    for chart in confident_by_setting(corpora_as_settings(lines(results_records(run.results)))):
+        replace(chart, name="study_noise").png(RESULTS)
     for level in NOISE_DB:
         for system in run.line.transcripts:
             prefix = f"noise_{level:g}dB_{system.replace('/', '_')}"
-            yield from figures_of(run, prefix, system, (*METRICS, *CONFIDENT), f"synthetic_{level:g}dB")
+            yield from figures_of(run, prefix, system, (*METRICS, *CONFIDENT), f"synthetic_snr_db_{level:g}")
+
+
+def draw_list_sizes(found: Sequence[Figure]) -> None:
+    """Errors, false alarms, recall of the shortlist and seconds over list sizes, with 95 % intervals."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    by_name = {figure.name: figure for figure in found}
+    fig, panels = pyplot.subplots(1, len(DRAWN), figsize=(2.9 * len(DRAWN), 3.2))
+    for (metric, title), axes in zip(DRAWN.items(), panels, strict=True):
+        for method in LIST_METHODS:
+            names = {size: f"list_sizes_{method}_{size}_{metric}" for size in studies.LIST_SIZES}
+            known = {size: by_name[name] for size, name in names.items() if name in by_name}
+            if not known:
+                continue  # a boost has no shortlist
+            (curve,) = axes.plot(list(known), [f.value for f in known.values()], marker="o", ms=3, label=method)
+            bounds = [[f.counters.get(end, f.value) for f in known.values()] for end in ("ci_low", "ci_high")]
+            axes.fill_between(list(known), *bounds, color=curve.get_color(), alpha=0.15)
+        if (level := by_name.get(f"list_sizes_first_pass_{metric}")) is not None:
+            axes.axhline(level.value, color="grey", ls=":", label="no list")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("distractors in the list", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="lower center", ncol=len(labels), fontsize=8, frameon=False)
+    fig.tight_layout(rect=(0, 0.08, 1, 1))
+    fig.savefig(RESULTS / "study_list_sizes.png", dpi=110)
 
 
 STUDIES: Final = {"study_list_sizes": list_sizes, "study_shortlists": shortlists, "study_noise": noise}
 
 
-def main() -> None:
-    """Runs the studies that are named, or all."""
+def main(arguments: Sequence[str]) -> None:
+    """Runs the studies that are named, or all, and draws them; or draws what was printed."""
+    if arguments and arguments[0] not in STUDIES:
+        draw_list_sizes(read(Path(arguments[0])))
+        return
     write_phrases()
-    chosen = sys.argv[1:] or list(STUDIES)
-    emit([figure for name in chosen for figure in STUDIES[name]()])
+    found = [figure for name in arguments or STUDIES for figure in STUDIES[name]()]
+    if "study_list_sizes" in (arguments or STUDIES):
+        draw_list_sizes(found)
+    emit(found)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -34,6 +34,7 @@ from ctxasr_ray.report.comparison import compare
 from ctxasr_ray.report.costs import by_step
 from ctxasr_ray.report.fits import fitted_chart, fitted_values
 from ctxasr_ray.report.markdown import results_markdown
+from ctxasr_ray.report.overview import corpora_as_settings
 from ctxasr_ray.report.page import json_for_script, way_of, write_report
 from ctxasr_ray.report.slices import slices
 from ctxasr_ray.report.word_errors import word_errors
@@ -160,6 +161,26 @@ def test_numeric_conditions_become_curves() -> None:
     assert axes.get_legend_handles_labels()[1] == ["lm_rescoring (lm=small)", "lm_rescoring (lm=large)"]
     assert axes.lines[0].get_ydata() == pytest.approx([19.0, 18.0, 15.0])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "20", "50"]
+
+
+def test_corpora_that_differ_in_noise_become_curves_of_confident_mistakes_with_a_paragraph() -> None:
+    rows = []
+    for level, wrong in (("20", 0.02), ("0", 0.11), ("10", 0.05)):
+        for system, repaired in (("first_pass", None), ("lm_rescoring", wrong * 2)):
+            corpus = {"corpus": f"noisy_snr_db_{level}"}
+            rows.append(result("test", system, "confidently_wrong", wrong) | corpus)
+            if repaired is not None:
+                rows.append(result("test", system, "confidently_wrong_repaired", repaired) | corpus)
+    rows.append(result("test", "first_pass", "wer", 0.2) | {"corpus": "plain_2"})
+    found = corpora_as_settings(tables.lines(tables.results_records(results_table(rows))))
+    assert {(line.corpus, line.condition["snr_db"]) for line in found} == {("noisy", n) for n in ("0", "10", "20")}
+    (chart,) = curves.confident_by_setting(found)
+    assert chart.name == "confident_snr_db"
+    assert chart.figure.axes[0].lines[0].get_ydata() == pytest.approx([11.0, 5.0, 2.0])
+    assert chart.caption.startswith(
+        "At SNR (dB) 0 and 20, first_pass: share of written words that are confidently wrong 11.0 % and 2.0 %. "
+        "Of its confident mistakes have right: lm_rescoring 22.0 % and 4.0 %."
+    )
 
 
 def test_a_run_without_transcripts_costs_and_fits_still_makes_a_page(tmp_path: Path) -> None:

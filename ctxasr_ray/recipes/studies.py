@@ -56,7 +56,7 @@ def study_list_sizes() -> Experiment:
         branches[name] = _candidates(name, shortlist, _lists(size))
     return Experiment(
         first_pass=_CTC,
-        synthetic=SyntheticConfig(num_dev=60, num_test=150),
+        synthetic=SyntheticConfig(num_dev=40, num_test=100),
         shard_audio_s=400.0,
         catalogue=PHRASES,
         context=_lists(max(LIST_SIZES)),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from ctxasr_ray.report.drawing import INK, Chart, legend, new, new_rows, short, style
@@ -14,6 +15,15 @@ MAX_CURVES: Final = 8
 """Systems in one figure of curves; tables hold all."""
 MAX_PANELS: Final = 6
 """Metrics in one figure."""
+
+_WRONG: Final = "confidently_wrong"
+CONFIDENT: Final[Mapping[str, str]] = {
+    _WRONG: "share of written words that are confidently wrong",
+    "confidently_wrong_repaired": "repaired",
+    "confidently_wrong_repairable": "repairable from its own list",
+    "gate_lockout": "tokens of such words at which the gate keeps the helper out",
+}
+"""Metrics of words that are confidently wrong, and what they are called in a sentence."""
 
 Points = Mapping[str, Line]
 """Value of the setting -> its line."""
@@ -28,7 +38,54 @@ def by_setting(rows: Sequence[Line]) -> list[Chart]:
     Returns:
         Charts with one panel per metric that changes along the setting, six at most; eight systems at most.
     """
+    return [_figure(*each, _panels(each[2])) for each in _by_setting(rows)]
+
+
+def confident_by_setting(rows: Sequence[Line]) -> list[Chart]:
+    """One figure per setting of words that are confidently wrong: how many, what repairs them, what the gate lets in.
+
+    Args:
+        rows: As for `by_setting`.
+
+    Returns:
+        Charts of the metrics in `CONFIDENT`, with a paragraph; none where no system has confidences.
+    """
     charts = []
+    for key, split, curves in _by_setting(rows):
+        lines = [line for points in curves.values() for line in points.values()]
+        metrics = [metric for metric in CONFIDENT if any(line.value(metric) is not None for line in lines)]
+        if _WRONG in metrics:
+            chart = _figure(key, split, curves, metrics)
+            charts.append(replace(chart, name=f"confident_{key}", caption=f"{_told(key, curves)} {chart.caption}"))
+    return charts
+
+
+def _told(key: str, curves: Mapping[str, Points]) -> str:
+    """What happens to confident mistakes of the first system from one end of the setting to the other, in words."""
+    name, points = next((name, p) for name, p in curves.items() if any(v.value(_WRONG) for v in p.values()))
+    ends = [level for level in sorted(points, key=by_number) if points[level].value(_WRONG) is not None]
+    said = []
+    for metric, words in CONFIDENT.items():
+        values = [points[level].value(metric) for level in (ends[0], ends[-1])]
+        if None not in values:
+            said.append(f"{words} {' and '.join(f'{100 * (value or 0.0):.1f} %' for value in values)}")
+    others = {
+        other: [own[level].value("confidently_wrong_repaired") for level in (ends[0], ends[-1]) if level in own]
+        for other, own in curves.items()
+        if other != name
+    }
+    repairs = [
+        f"{other} {' and '.join(f'{100 * value:.1f} %' for value in values if value is not None)}"
+        for other, values in others.items()
+        if len(values) == 2 and None not in values
+    ]
+    told = f"At {axis_title(key)} {short(ends[0])} and {short(ends[-1])}, {name}: {', '.join(said)}."
+    return told + (f" Of its confident mistakes have right: {', '.join(repairs)}." if repairs else "")
+
+
+def _by_setting(rows: Sequence[Line]) -> list[tuple[str, str, dict[str, dict[str, Line]]]]:
+    """Each setting that takes several numbers, with the reported split, and per system its lines by value."""
+    found = []
     for key, placed in settings(rows).items():
         split = reported_split([each.line for each in placed])
         curves: dict[str, dict[str, Line]] = {}
@@ -38,12 +95,11 @@ def by_setting(rows: Sequence[Line]) -> list[Chart]:
         curves = {name: points for name, points in curves.items() if len(points) > 1}
         levels = {level for points in curves.values() for level in points}
         if sum(not by_number(level)[0] for level in levels) > 1:
-            charts.append(_figure(key, split, curves))
-    return charts
+            found.append((key, split, curves))
+    return found
 
 
-def _figure(key: str, split: str, curves: Mapping[str, Points]) -> Chart:
-    metrics = _panels(curves)
+def _figure(key: str, split: str, curves: Mapping[str, Points], metrics: Sequence[str]) -> Chart:
     chosen = _few(curves, metrics[0])
     levels = sorted({level for name in chosen for level in curves[name]}, key=by_number)
     lead = label(metrics[0])

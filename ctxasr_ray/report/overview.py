@@ -1,5 +1,6 @@
 """Lines and slices -> the tables that set systems beside each other: every metric at a glance, and one by condition."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -109,6 +110,20 @@ def by_setting(rows: Sequence[Line]) -> dict[str, list[Placed]]:
     return found
 
 
+def corpora_as_settings(rows: Sequence[Line]) -> list[Line]:
+    """Lines of corpora that differ in a number with a unit, under that condition: `synthetic_snr_db_20` is snr_db 20.
+
+    Args:
+        rows: Lines without conditions are read, others are left out.
+    """
+    found = []
+    for row in rows:
+        named = _CORPUS.fullmatch(row.corpus)
+        if named and not row.condition:
+            found.append(Line(named[1], row.split, row.system, {named[2]: named[3]}, row.metrics))
+    return found
+
+
 def condition_tables(rows: Sequence[Line]) -> list[ConditionTable]:
     """One table per setting with 2 to 12 values (SNR, list size, N, interval, ...), all metrics one below the other."""
     tables = []
@@ -153,6 +168,7 @@ def _condition_table(key: str, levels: Sequence[str], placed: Sequence[Placed]) 
 
 
 _UNITS: Final = {"db": "dB", "s": "s", "hz": "Hz"}
+_CORPUS: Final = re.compile(rf"(.+?)_([a-z]+_(?:{'|'.join(_UNITS)}))_(\d+(?:\.\d+)?)")
 
 
 def axis_title(key: str) -> str:

@@ -29,7 +29,7 @@ from ctxasr_ray.report.drawing import Chart
 from ctxasr_ray.report.findings import Finding
 from ctxasr_ray.report.landscapes import Tuned, weight_landscapes
 from ctxasr_ray.report.markdown import results_markdown
-from ctxasr_ray.report.overview import condition_tables, overview
+from ctxasr_ray.report.overview import condition_tables, corpora_as_settings, overview
 from ctxasr_ray.report.slices import slices
 from ctxasr_ray.report.tables import Line, headlines, legend, lines, main_lines, results_records
 
@@ -87,8 +87,12 @@ def write_report(
     rows, values = lines(records), fitted.fitted_values(fits)
     normaliser, alignment = way_of(records)
     compared = compare(utterances, transcripts, normaliser=normaliser, alignment=alignment)
-    known = {key for row in rows for key in row.condition}
-    by_condition = [*rows, *(row for row in slices(compared, baseline_of(records)) if not known & row.condition.keys())]
+    placed = [*rows, *corpora_as_settings(rows)]
+    known = {key for row in placed for key in row.condition}
+    by_condition = [
+        *placed,
+        *(row for row in slices(compared, baseline_of(records)) if not known & row.condition.keys()),
+    ]
     charts = _charts(records, by_condition, steps, utterances, values, system_costs or {}, tuned)
     detected = find(
         records=records,
@@ -149,6 +153,7 @@ def _charts(
         pareto.against_real_time_factor(rows),
         pareto.against_calls(rows, system_costs),
         *curves.by_setting(rows),
+        *curves.confident_by_setting(corpora_as_settings(rows)),
         figures.error_kinds(rows),
         curves.reliability(records),
         fitted.fitted_chart(values, _sizes(utterances)),
