@@ -13,6 +13,7 @@ from ctxasr_ray.corpora.spanish import SpanishConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
+from ctxasr_ray.first_pass.attention_keywords import AttentionKeywordsConfig
 from ctxasr_ray.first_pass.attention_words import AttentionWordsConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
@@ -41,6 +42,7 @@ FirstPass: TypeAlias = (
     | AttentionConfig
     | AttentionFusedConfig
     | AttentionWordsConfig
+    | AttentionKeywordsConfig
     | PhraseCopyConfig
     | PocketSphinxConfig
     | PocketSphinxKeywordsConfig

@@ -29,6 +29,7 @@ from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.candidates.union import UnionConfig
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
+from ctxasr_ray.first_pass.attention_keywords import AttentionKeywordsConfig
 from ctxasr_ray.first_pass.attention_words import AttentionWordsConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
@@ -110,6 +111,13 @@ STAGES = {
             interval=3,
         ),
         ("utterances",),
+        1e-3,
+    ),
+    "attention_keywords": Case(
+        lambda w: AttentionKeywordsConfig(
+            first_pass=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2), catalogue=w["phrases"]
+        ),
+        ("utterances", "context"),
         1e-3,
     ),
     "phrase_copy": Case(

@@ -104,6 +104,8 @@ class Found:
     work: "Work | None" = None
 
 
+Beside = Callable[[Sequence[int]], "RowFusion"]
+"""Makes a further fusion of some of the utterances of a search, which are named by their places."""
 FindLists = Callable[[Sequence[Encoded], Int32, Costs], list[Found]]
 """Searches utterances with encoder states of equal length behind one prompt."""
 

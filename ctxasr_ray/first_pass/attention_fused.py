@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
-from ctxasr_ray.first_pass.search_lms import fused_lists, prefixed, text_tokens
+from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Beside, Find, Found
+from ctxasr_ray.first_pass.search_lms import fused_lists, prefixed, text_tokens, together
 from ctxasr_ray.first_pass.token_times import Encoded
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
 from ctxasr_ray.nbest import Score
@@ -143,12 +143,18 @@ class FindFused:
         self._plain = Find(config.first_pass.search(model))
 
     def __call__(
-        self, heard: Sequence[Encoded], prompt: Int32, costs: Costs, copy: "PhraseCopy | None" = None
+        self,
+        heard: Sequence[Encoded],
+        prompt: Int32,
+        costs: Costs,
+        copy: "PhraseCopy | None" = None,
+        beside: Beside | None = None,
     ) -> list[Found]:
         """Counts `lm_rows`, `lm_rows_skipped`, `utterances_unfused` and what `TreeSessions` counts."""
         rows = self._rows(len(heard), costs)
         try:
-            found = self._plain(heard, prompt, costs, self._fusion(rows, costs), copy)
+            fusion = together(self._fusion(rows, costs), beside, len(heard))
+            found = self._plain(heard, prompt, costs, fusion, copy)
             hypotheses = [one.hypotheses for one in found]
             scored: list[list[tuple[Score, ...]]] = [[()] * len(own) for own in hypotheses]
             if self._config.score_hypotheses:
@@ -161,7 +167,7 @@ class FindFused:
             record=f"{self._config.first_pass.source}_{self._config.fusion}",
             source=self._config.lm.source,
             unserved=rows.reasons,
-            alone=lambda place: self._plain([heard[place]], prompt, costs)[0],
+            alone=lambda place: self._plain([heard[place]], prompt, costs, beside and beside([place]))[0],
             costs=costs,
         )
 

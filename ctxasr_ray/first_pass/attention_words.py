@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Find, Found
+from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Beside, Find, Found
 from ctxasr_ray.first_pass.search_lms import (
     asked_lm,
     fused_lists,
     prefixed,
     refuse_unknown_trigger,
     text_tokens,
+    together,
     word_trigger,
 )
 from ctxasr_ray.first_pass.token_times import Encoded
@@ -119,11 +120,13 @@ class FindWithWords:
         self._eos_id = model.tokens.eos_id
         self._plain = Find(config.first_pass.search(model))
 
-    def __call__(self, heard: Sequence[Encoded], prompt: Int32, costs: Costs) -> list[Found]:
+    def __call__(
+        self, heard: Sequence[Encoded], prompt: Int32, costs: Costs, beside: Beside | None = None
+    ) -> list[Found]:
         """Counts `utterances_unfused` and what `search.lm_texts.FusedLm` and `TreeSessions` count."""
         rows = self._rows(len(heard), costs)
         try:
-            found = self._plain(heard, prompt, costs, rows)
+            found = self._plain(heard, prompt, costs, together(rows, beside, len(heard)))
             scored = rows.scores([one.hypotheses for one in found])
         finally:
             rows.close()
@@ -133,7 +136,7 @@ class FindWithWords:
             record=f"{self._config.first_pass.source}_{self._config.fusion}",
             source=self._config.lm.source,
             unserved=rows.reasons,
-            alone=lambda place: self._plain([heard[place]], prompt, costs)[0],
+            alone=lambda place: self._plain([heard[place]], prompt, costs, beside and beside([place]))[0],
             costs=costs,
         )
         return [replace(one, work=work) for one, work in zip(lists, rows.work, strict=True)]

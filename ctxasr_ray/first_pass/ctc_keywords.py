@@ -12,16 +12,14 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.ctc import CtcConfig, CtcFirstPass
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig, CtcFusedFirstPass
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
-from ctxasr_ray.keywords.catalogue import UNWRITABLE, Catalogue, CatalogueOptions, other_spellings
+from ctxasr_ray.keywords.catalogue import CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
-from ctxasr_ray.keywords.context import RowPhrases, row_phrases
-from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.nbest import NBest
 from ctxasr_ray.recordings import COLUMNS
 from ctxasr_ray.stage import Costs, Resources, TreeScorerHost
 
 if TYPE_CHECKING:
-    from ctxasr_ray.keywords.automaton_kernels import Automaton
+    from ctxasr_ray.first_pass.phrase_automata import PhraseAutomata
     from ctxasr_ray.models.ctc import CtcModel
     from ctxasr_ray.search.fusion import Fusion
     from ctxasr_ray.search.keyword_boost import KeywordBoost
@@ -74,8 +72,16 @@ class CtcKeywordsConfig(CatalogueOptions):
 
     def build(self) -> "CtcKeywordsFirstPass | CtcFusedKeywordsFirstPass":
         """Loads the models and the catalogue; automata are built when the first rows come."""
+        from ctxasr_ray.first_pass.phrase_automata import PhraseAutomata
+
         model = self._recogniser().load()
-        phrases = PhraseAutomata(self, model, self.phrases())
+        phrases = PhraseAutomata(
+            model.spelling.labels,
+            model.vocabulary.pieces,
+            boost=self.boost,
+            source=self.source,
+            catalogue=self.phrases(),
+        )
         if isinstance(self.first_pass, CtcFusedConfig):
             fused = replace(self.first_pass, resources=self.resources)
             return CtcFusedKeywordsFirstPass(fused, model, fused.asked_lm().host(), phrases)
@@ -83,96 +89,6 @@ class CtcKeywordsConfig(CatalogueOptions):
 
     def _recogniser(self) -> CtcConfig:
         return self.first_pass.first_pass if isinstance(self.first_pass, CtcFusedConfig) else self.first_pass
-
-
-class PhraseAutomata:
-    """The automata of a catalogue and of utterances' own phrases over a recogniser's labels.
-
-    Args:
-        config: Says how much a phrase earns.
-        model: The recogniser.
-        catalogue: The shared phrases.
-    """
-
-    def __init__(self, config: CtcKeywordsConfig, model: "CtcModel", catalogue: Catalogue | None) -> None:
-        from ctxasr_ray.keywords.automaton import build, spellings, word_shape
-
-        self._boost, self._model, self._catalogue = config, model, catalogue
-        self._shape = word_shape(model.vocabulary.pieces)
-        self._empty = build(spellings([]), [], self._shape)
-        self._shared: dict[int, tuple[Automaton, list[str]]] = {0: (self._empty, [])}
-        self._automata: dict[str, tuple[Automaton, Automaton]] = {}
-
-    def read(self, utterances: pa.Table, context: pa.Table, costs: Costs) -> None:
-        """Makes the automata of a shard.
-
-        Args:
-            utterances: UTTERANCES.
-            context: CONTEXT of the same rows.
-            costs: Names the phrases that the recogniser cannot write; `peak_automaton_states`; seconds of `automaton`.
-
-        Raises:
-            ContractError: other rows, or rows made with another catalogue.
-        """
-        same_rows("context", context, "utterances", utterances)
-        with costs.timed("automaton"):
-            rows = row_phrases(context, self._catalogue)
-            sizes = [size or 0 for size in context["num_distractors"].to_pylist()]
-            ids = utterances["utterance_id"].to_pylist()
-            self._automata = {
-                utterance_id: self._of_row(row, size, costs)
-                for utterance_id, row, size in zip(ids, rows, sizes, strict=True)
-            }
-
-    def boost(self, ids: Sequence[str]) -> "KeywordBoost":
-        """The fusion of some utterances of the shard."""
-        from ctxasr_ray.search.keyword_boost import KeywordBoost
-
-        return KeywordBoost(automata=[self._automata[one] for one in ids], source=self._boost.source)
-
-    def _of_row(self, row: RowPhrases, size: int, costs: Costs) -> "tuple[Automaton, Automaton]":
-        """The automaton of the first `size` phrases of the catalogue, and that of all other phrases of the row."""
-        catalogue = self._catalogue
-        size = 0 if catalogue is None else min(size, row.num_shared)
-        if size not in self._shared:
-            assert catalogue is not None, "rows that name a catalogue were refused without it"
-            self._shared[size] = self._build(
-                catalogue.phrases[:size], catalogue.weights()[:size], catalogue.spellings[:size]
-            )
-        shared, unwritable = self._shared[size]
-        costs.name(UNWRITABLE, unwritable)
-        costs.peak("automaton_states", len(shared.symbol))
-        own = [phrase for phrase in row.own if not 0 <= phrase.phrase_id < size]
-        mine = {phrase.phrase_id for phrase in own}
-        rest = [] if catalogue is None else [n for n in range(size, row.num_shared) if n not in mine]
-        if not own and not rest:
-            return shared, self._empty
-        weights, others = (
-            [phrase.weight for phrase in own],
-            [other_spellings(catalogue, phrase.phrase_id) for phrase in own],
-        )
-        phrases = [phrase.text for phrase in own]
-        if catalogue is not None:
-            phrases += [catalogue.phrases[n] for n in rest]
-            weights += catalogue.weights()[rest].tolist()
-            others += [catalogue.spellings[n] for n in rest]
-        automaton, unwritable = self._build(phrases, np.asarray(weights), others)
-        costs.name(UNWRITABLE, unwritable)
-        return shared, automaton
-
-    def _build(
-        self,
-        phrases: Sequence[str],
-        weights: npt.ArrayLike,
-        others: Sequence[Sequence[str]],
-    ) -> "tuple[Automaton, list[str]]":
-        """(automaton, phrases that the model cannot write)."""
-        from ctxasr_ray.keywords.automaton import build
-        from ctxasr_ray.keywords.tokenised import tokenised
-
-        found = tokenised(phrases, others, self._model.spelling.labels)
-        automaton = build(found.spellings, self._boost.boost * np.asarray(weights), self._shape)
-        return automaton, found.unwritable(phrases)
 
 
 class CtcKeywordsFirstPass(CtcFirstPass):
@@ -184,7 +100,7 @@ class CtcKeywordsFirstPass(CtcFirstPass):
         phrases: Of the list.
     """
 
-    def __init__(self, config: CtcConfig, model: "CtcModel", phrases: PhraseAutomata) -> None:
+    def __init__(self, config: CtcConfig, model: "CtcModel", phrases: "PhraseAutomata") -> None:
         super().__init__(config, model, ctc_search(config, model))
         self._phrases = phrases
 
@@ -206,7 +122,7 @@ class CtcKeywordsFirstPass(CtcFirstPass):
         from ctxasr_ray.search.lockstep import search_in_lockstep
 
         start = time.perf_counter()
-        boost = self._phrases.boost([utterance_id])
+        boost = _boost(self._phrases, [utterance_id])
         (searched,) = search_in_lockstep(self._search, [self._search.checked(log_probs_TV)], [boost])
         found = searched.labellings
         hypotheses = ctc_hypotheses(
@@ -232,7 +148,7 @@ class CtcFusedKeywordsFirstPass(CtcFusedFirstPass):
     """
 
     def __init__(
-        self, config: CtcFusedConfig, model: "CtcModel", host: TreeScorerHost, phrases: PhraseAutomata
+        self, config: CtcFusedConfig, model: "CtcModel", host: TreeScorerHost, phrases: "PhraseAutomata"
     ) -> None:
         super().__init__(config, model, host)
         self._phrases = phrases
@@ -252,4 +168,11 @@ class CtcFusedKeywordsFirstPass(CtcFusedFirstPass):
         return super().__call__(utterances, costs=costs)
 
     def _further(self, ids: Sequence[str]) -> "Sequence[Fusion]":
-        return (self._phrases.boost(ids),)
+        return (_boost(self._phrases, ids),)
+
+
+def _boost(phrases: "PhraseAutomata", ids: Sequence[str]) -> "KeywordBoost":
+    """The fusion of some utterances of the shard."""
+    from ctxasr_ray.search.keyword_boost import KeywordBoost
+
+    return KeywordBoost(automata=[phrases.of(one) for one in ids], source=phrases.source)

@@ -12,9 +12,10 @@ from ctxasr_ray.stage import Costs, TreeScorerHost
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
-    from ctxasr_ray.first_pass.attention import Found
+    from ctxasr_ray.first_pass.attention import Beside, Found
     from ctxasr_ray.models.ctc_vocabulary import Vocabulary
     from ctxasr_ray.search.ctc_state import Floats
+    from ctxasr_ray.search.label_fusion import RowFusion
     from ctxasr_ray.search.lm_fusion import LmFusion, Trigger
     from ctxasr_ray.search.lm_texts import FusedLm, Spelling
     from ctxasr_ray.search.lm_units import Units
@@ -173,6 +174,13 @@ def text_tokens(lm: CausalLmConfig) -> TextTokens:
 def prefixed(fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Fingerprints of several models as one, each under its prefix."""
     return {f"{prefix}{key}": digest for prefix, part in fingerprints.items() for key, digest in part.items()}
+
+
+def together(fusion: "RowFusion", beside: "Beside | None", num_utterances: int) -> "RowFusion":
+    """A language model in an attention search, with what goes on beside it."""
+    from ctxasr_ray.search.boost_rows import Together
+
+    return fusion if beside is None else Together(fusion, beside(range(num_utterances)))
 
 
 def fused_lists(
