@@ -5,6 +5,7 @@ with an undisturbed inline run. Faults, moments and the store follow from the se
 do only those: `python benchmarks/chaos.py 0 1 2`.
 """
 
+import logging
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ SEEDS: Final = range(20)
 
 def main(seeds: list[int]) -> int:
     """Runs them, prints the figures, and returns 1 where a promise was broken."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request of the S3 server
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="ctxasr-", dir=MEMORY) as folder:
         totals = campaign(seeds, Path(folder))

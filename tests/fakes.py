@@ -131,11 +131,11 @@ class Behaviour:
     """Kills every process that processes an utterance with this in its id."""
     lethal_to_build: bool = False
     log: str = ""
-    """A folder where each call leaves a file, so that calls can be counted over processes."""
+    """A folder where each call leaves a file with its parent process, so that calls can be counted over processes."""
 
     def before(self, stage: str, ids: list[str]) -> None:
         if self.log:
-            (Path(self.log) / f"{stage}.{len(ids)}.{ids[0]}.{time.time_ns()}").touch()
+            (Path(self.log) / f"{stage}.{len(ids)}.{ids[0]}.{time.time_ns()}").write_text(str(os.getppid()))
         if self.poison and any(self.poison in each for each in ids):
             kill()
         for trap in self.traps:

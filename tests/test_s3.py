@@ -10,6 +10,7 @@ import pytest
 from fakes import folder_in_memory, line, utterances
 from object_storage import BUCKET, Proxy, object_storage
 
+from ctxasr_ray.cli import main
 from ctxasr_ray.execution.inline import plan, run_inline, status
 from ctxasr_ray.execution.stage_calls import RunError
 from ctxasr_ray.storage.object_store import check_writable, open_folder
@@ -137,3 +138,34 @@ def test_a_bucket_that_is_not_there_is_named(proxy: Proxy) -> None:
     with pytest.raises(StoreError, match="s3://nobody-has-this/run"):
         Store("s3://nobody-has-this/run").prepare()
     assert os.environ["AWS_ENDPOINT_URL"]
+
+
+@pytest.mark.parametrize(("missing", "said"), [(("KEY_ID", "KEY"), "none: Unable to locate"), (("KEY",), "Partial")])
+def test_missing_credentials_are_said_at_once_and_what_is_committed_stays(
+    missing: tuple[str, ...],
+    said: str,
+    root: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import s3fs
+
+    store, shards = prepared(root)
+    run_inline(store, line(), shards)
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["status", "ctc", "--manifest", str(tmp_path / "m.jsonl"), "--root", root]
+    with monkeypatch.context() as without:
+        for name in missing:
+            without.delenv({"KEY_ID": "AWS_ACCESS_KEY_ID", "KEY": "AWS_SECRET_ACCESS_KEY"}[name])
+        s3fs.S3FileSystem.clear_instance_cache()
+        start = time.monotonic()
+        assert main(words) == 1
+        assert time.monotonic() - start < 10
+    words_said = capsys.readouterr().err
+    assert f"run folder '{root}' asks for credentials" in words_said
+    assert said in words_said
+    assert "AWS_ACCESS_KEY_ID" in words_said
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert equal_to_local(Store(root), shards, tmp_path)

@@ -114,7 +114,9 @@ def tune(
                 ),
                 run_config=ray_tune.RunConfig(name=name, storage_path=str(directory.resolve()), verbose=0),
             )
-        found = [_tried(result) for result in tuner.fit()]
+        results = tuner.fit()
+        trials = results._experiment_analysis.trials  # a result has its config only once the trial has reported
+        found = [_tried(result, each.config) for result, each in zip(results, trials, strict=True)]
         order = [] if isinstance(settings, Mapping) else [dict(setting) for setting in settings]
         return sorted(found, key=lambda tried: order.index(dict(tried.setting)) if order else 0)
 
@@ -156,8 +158,7 @@ def _scheduler(ray_tune: Any, num_rungs: int) -> Any:
     )
 
 
-def _tried(result: Any) -> Tried:
-    config = result.config or {}
+def _tried(result: Any, config: Mapping[str, Any]) -> Tried:
     metrics = result.metrics or {}
     figures = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     return Tried(config.get("setting", config), figures, int(metrics.get(RUNG, 0)), _why(result.error))
@@ -165,5 +166,7 @@ def _tried(result: Any) -> Tried:
 
 def _why(error: Exception | None) -> str | None:
     """What the trial itself raised, without Ray's wrapping."""
+    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError):
+        return "its process was killed from outside (most often for memory) or crashed in a library."
     cause = getattr(error, "cause", None) or error
     return None if cause is None else str(cause).strip() or type(cause).__name__

@@ -279,13 +279,19 @@ class S3Folder:
         return f"{self._prefix}/{key}"
 
     def _patiently(self, request: Callable[[], T]) -> T:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
         for wait_s in (*S3_WAITS_S, None):
             try:
                 return request()
             except (FileNotFoundError, FileExistsError):
                 raise
+            except (NoCredentialsError, PartialCredentialsError) as error:
+                raise StoreError(
+                    f"run folder '{self.root}' asks for credentials, and this process has none: {error}. Set "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, here and where the workers run. What "
+                    "is committed is intact; then run the same command again."
+                ) from error
             except (OSError, BotoCoreError, ClientError) as error:
                 if wait_s is None or isinstance(error, PermissionError):
                     raise StoreError(
