@@ -140,7 +140,12 @@ def test_an_unbounded_beam_finds_the_argmax_of_the_stated_objective(trigger: str
     log_probs = posteriors(1, 5, len(pieces))
     fusion = world.fusion(TRIGGERS[trigger])
     (found,) = world.search([log_probs], fusion)
-    paths = itertools.product(range(len(pieces)), repeat=len(log_probs))
+    check_against_enumeration(world, log_probs, fusion, found)
+
+
+def check_against_enumeration(world: World, log_probs: np.ndarray, fusion: LmFusion, found: FusedList) -> None:
+    """The list holds every text of the frames, with the objective that is stated for it, and the best one first."""
+    paths = itertools.product(range(log_probs.shape[1]), repeat=len(log_probs))
     every = sorted({tuple(v for v, _ in itertools.groupby(path) if v) for path in paths})
     ctc = [score.log_prob for score in ctc_forward_scores(log_probs, every, 0)]
     objectives = {text: (score or 0.0) + world.objective(text, fusion) for text, score in zip(every, ctc, strict=True)}
@@ -188,6 +193,16 @@ def labels_world(**beam: Any) -> tuple[World, LabelUnits]:
     units = LabelUnits(np.array([0, 30, 31, 32, 33], np.int32))
     world.units, world.spelling = units, units
     return world, units
+
+
+@pytest.mark.parametrize("when", ["shallow", "every 4 frames", "never"])
+def test_an_unbounded_beam_finds_the_argmax_of_the_stated_objective_by_label(when: str) -> None:
+    world, units = labels_world(**UNBOUNDED)
+    log_probs = posteriors(2, 4)
+    stated = world.fusion(TRIGGERS.get(when, NEVER))
+    by_label = LabelShallowFusion(lm=stated.lm, units=units, lm_weight=0.7, length_bonus=0.9)
+    (found,) = world.search([log_probs], by_label if when == "shallow" else stated)
+    check_against_enumeration(world, log_probs, stated, found)
 
 
 def test_by_label_every_frame_after_pruning_is_shallow_fusion_but_for_what_was_pruned_unseen() -> None:  # T3
@@ -325,6 +340,12 @@ def test_fusions_combine_and_a_weight_of_zero_is_none() -> None:
         assert scores[0].log_prob == pytest.approx(scores[2].log_prob, abs=1e-4)
         words = len(world.units.words(one.token_ids.tolist()))
         assert one.fusion == pytest.approx(0.8 * (scores[0].log_prob + scores[1].log_prob) + 0.4 * words, abs=1e-4)
+    (found,) = world.search(log_probs, *both, keyword_boost(1))
+    for one, scores in zip(found.labellings, found.scores, strict=True):
+        words = len(world.units.words(one.token_ids.tolist()))
+        expected = 0.8 * (scores[0].log_prob + scores[1].log_prob) + 0.4 * words + scores[4].log_prob
+        assert one.fusion == pytest.approx(expected, abs=1e-4)
+    assert max(scores[4].log_prob for scores in found.scores) > 0
     (nothing,) = world.search(log_probs, world.fusion(TRIGGERS["shallow"], lm_weight=0.0, length_bonus=0.0))
     assert texts(nothing) == texts(world.search(log_probs)[0])
 
@@ -466,6 +487,19 @@ def test_labels_are_found_in_the_language_models_vocabulary_by_their_text() -> N
     assert label_tokens(("", " ", "a", " a"), [0], Tokenizer()).tolist() == [0, 7, 10, 8]
     with pytest.raises(ValueError, match="lacks 1 of 2 labels of the recogniser, the first is 'c'"):
         label_tokens(("", "a", "c"), [0], Tokenizer())
+
+
+def test_the_shipped_character_lm_has_a_token_for_every_label_of_the_shipped_ctc_recogniser() -> None:
+    from ctxasr_ray.experiment import asset
+    from ctxasr_ray.first_pass.ctc import CtcConfig
+    from ctxasr_ray.first_pass.search_lms import labels_of
+    from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+
+    vocabulary = CtcConfig(model=asset("ctc")).load().vocabulary
+    tokens, units, _ = labels_of(vocabulary, CausalLmConfig(model=asset("lm_characters")))
+    labels = [vocabulary.pieces.index(character) for character in "call o'hara at nine"]
+    (ids,) = tokens.encode(["call o'hara at nine"])
+    assert [int(units.chunk(str(label), False)[0]) for label in labels] == ids.tolist()  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

@@ -37,8 +37,10 @@ class AttentionKeywordsConfig(CatalogueOptions):
     first_pass: AttentionConfig | AttentionFusedConfig | AttentionWordsConfig
     """The recogniser and its beam, with or without a language model in it, which is then loaded beside the recogniser;
     the same config as a stage of its own is the run without a list."""
-    boost: float = 1.5
-    """Nats per token of a phrase; 0 is no boost."""
+    boost: float = 1.0
+    """Nats per token of a phrase; 0 is no boost. The better of two on 60 utterances of the synthetic dev part, 1,000
+    distractors each, under joint CTC-attention search: WER 23.8 %, B-WER 51.0 %, from 30.0 and 84.8 without; 2.0: 26.1
+    and 37.8, with six points more on all other words."""
     source: str = "keyword_boost"
     """Name of the bonus in `scores`, kind `bonus`."""
     resources: Resources = field(default_factory=Resources)

@@ -15,7 +15,7 @@ from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.recipes.hearing import training_lists
-from ctxasr_ray.recipes.search_studies import delayed_fusion, study_delayed_grid, study_spanish
+from ctxasr_ray.recipes.search_studies import delayed_fusion, study_delayed_grid, study_search_lms, study_spanish
 from ctxasr_ray.recipes.showcase import keyword_methods, showcase
 from ctxasr_ray.recipes.studies import mandarin, study_list_sizes, study_noise, study_shortlists
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
@@ -127,6 +127,7 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "study_shortlists": study_shortlists,
     "study_noise": study_noise,
     "study_delayed_grid": study_delayed_grid,
+    "study_search_lms": study_search_lms,
     "study_spanish": study_spanish,
 }
 

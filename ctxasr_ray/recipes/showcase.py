@@ -48,9 +48,7 @@ def showcase() -> Experiment:
     attention = AttentionConfig(model=asset("attention"), beam_size=16, num_hypotheses=16, max_tokens=96)
     rescored = Rescoring(scorers=(lm,))
     both = (CtcScorerConfig(model=asset("ctc")), AttentionScorerConfig(model=asset("attention")))
-    narrow = replace(ctc, beam_size=50, num_hypotheses=50)
-    delayed = CtcFusedConfig(first_pass=narrow, lm=lm, lm_weight=0.5, length_bonus=2.0)  # best on 60 utterances of dev
-    shallow = replace(delayed, fusion="shallow", lm_weight=0.3, length_bonus=4.0)  # chosen in the same way
+    delayed = _delayed(ctc, lm)
     gated = AttentionFusedConfig(first_pass=attention, lm=lm, temperature=0.7, lm_temperature=0.7)
     joint = replace(attention, ctc_weight=0.3, source="joint")
     joint_gated = replace(gated, first_pass=joint)
@@ -76,16 +74,38 @@ def showcase() -> Experiment:
                 of=("first_pass", "first_pass/attention"),
                 rescorings={"union/rescored": Rescoring(scorers=both), "union/lm": Rescoring(scorers=(*both, lm))},
             ),
-            "shallow_fusion": Branch(nbest=shallow),
+            **_with_lm(delayed),
             "shallow_fusion/attention": Branch(nbest=replace(gated, fusion="shallow", lm_weight=0.2)),
             "gated_fusion": Branch(nbest=gated),
             "gated_fusion/joint": Branch(nbest=joint_gated),
-            "delayed_fusion": Branch(nbest=delayed, rescorings={"delayed_fusion/rescored": Rescoring()}),
-            "delayed_fusion/shortest": Branch(nbest=replace(delayed, trigger="shortest_hypothesis")),
             "keyword_boost/lm_list_1000": Branch(nbest=CtcKeywordsConfig(first_pass=delayed), context=_names(1000)),
             **with_names,
         },
     )
+
+
+def _delayed(ctc: CtcConfig, lm: CausalLmConfig) -> CtcFusedConfig:
+    """Delayed fusion with the weights that were best on 60 utterances of dev."""
+    narrow = replace(ctc, beam_size=50, num_hypotheses=50)
+    return CtcFusedConfig(first_pass=narrow, lm=lm, lm_weight=0.5, length_bonus=2.0)
+
+
+def _with_lm(delayed: CtcFusedConfig) -> dict[str, Branch]:
+    """CTC searches with a language model inside, by words and by labels, and their beam without; weights from dev."""
+    characters = CausalLmConfig(model=asset("lm_characters"), source="lm_characters", utterances_per_forward=16)
+    by_label = replace(delayed, lm=characters, units="labels", lm_weight=0.5, length_bonus=0.5)
+    thin = replace(delayed.first_pass, beam_size=16, num_hypotheses=16)  # this LM is asked at every label
+    shallow = replace(delayed, fusion="shallow", lm_weight=0.3, length_bonus=4.0)
+    return {
+        "first_pass/beam_50": Branch(nbest=delayed.first_pass),
+        "shallow_fusion": Branch(nbest=shallow),
+        "shallow_fusion/labels": Branch(
+            nbest=replace(by_label, first_pass=thin, fusion="shallow", lm_weight=0.7, length_bonus=1.5)
+        ),
+        "delayed_fusion": Branch(nbest=delayed, rescorings={"delayed_fusion/rescored": Rescoring()}),
+        "delayed_fusion/shortest": Branch(nbest=replace(delayed, trigger="shortest_hypothesis")),
+        "delayed_fusion/labels": Branch(nbest=by_label),
+    }
 
 
 def _names(size: int) -> ContextConfig:
