@@ -234,14 +234,15 @@ def draw_list_sizes(found: Sequence[Figure]) -> None:
     by_name = {figure.name: figure for figure in found}
     fig, panels = pyplot.subplots(1, len(DRAWN), figsize=(2.9 * len(DRAWN), 3.2))
     for (metric, title), axes in zip(DRAWN.items(), panels, strict=True):
-        for method in LIST_METHODS:
+        for place, method in enumerate(LIST_METHODS):
             names = {size: f"list_sizes_{method}_{size}_{metric}" for size in studies.LIST_SIZES}
             known = {size: by_name[name] for size, name in names.items() if name in by_name}
             if not known:
                 continue  # a boost has no shortlist
-            (curve,) = axes.plot(list(known), [f.value for f in known.values()], marker="o", ms=3, label=method)
+            ink = f"C{place}"
+            axes.plot(list(known), [f.value for f in known.values()], color=ink, marker="o", ms=3, label=method)
             bounds = [[f.counters.get(end, f.value) for f in known.values()] for end in ("ci_low", "ci_high")]
-            axes.fill_between(list(known), *bounds, color=curve.get_color(), alpha=0.15)
+            axes.fill_between(list(known), *bounds, color=ink, alpha=0.15)
         if (level := by_name.get(f"list_sizes_first_pass_{metric}")) is not None:
             axes.axhline(level.value, color="grey", ls=":", label="no list")
         axes.set_title(title, fontsize=9)

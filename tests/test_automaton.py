@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.automaton import WordShape, build, close, spellings, step, word_shape
-from ctxasr_ray.keywords.automaton_kernels import START, Automaton, Int32s
+from ctxasr_ray.keywords.automaton_kernels import START, Automaton, Int32s, earned_each
 from ctxasr_ray.text import words
 
 LETTERS = (" ", "a", "b", "c", "")
@@ -30,7 +30,11 @@ def _earned(automaton: Automaton, tokens: Int32s) -> float:
     for token in tokens:
         states, bonuses = step(automaton, states, np.asarray([token], dtype=np.int32))
         total += bonuses[0]
-    return float(total + close(automaton, states)[0])
+    whole = float(total + close(automaton, states)[0])
+    ends = np.cumsum([len(tokens), len(tokens[:1]), len(tokens)])
+    of_texts = earned_each(automaton, np.concatenate([tokens, tokens[:1], tokens]), ends)
+    assert of_texts[0] == of_texts[2] == whole
+    return whole
 
 
 def _words(text: str) -> list[str]:

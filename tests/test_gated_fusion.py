@@ -84,7 +84,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> AttentionFusedConfig:
     return AttentionFusedConfig(first_pass=recogniser, lm=CausalLmConfig(model=str(lm), prompt="a b"))
 
 
-@pytest.mark.parametrize("change", [{}, {"min_weight": 0.4}, {"leader": "lm"}, {"fusion": "shallow"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"min_weight": 0.4}, {"min_weight": 0.4, "opened_by": "best_row"}, {"leader": "lm"}, {"fusion": "shallow"}],
+    ids=str,
+)
 def test_every_score_stands_apart_and_the_list_is_in_the_order_of_the_search(
     config: AttentionFusedConfig,
     recordings: list[str],  # noqa: F811
@@ -200,7 +204,13 @@ def test_the_hash_holds_what_changes_numbers(config: AttentionFusedConfig) -> No
     known = str(identity(config))
     faster = replace(config, first_pass=replace(config.first_pass, batch_size=9), lm=replace(config.lm, device="cpu"))
     assert str(identity(faster)) == known
-    for change in ({"fusion": "shallow"}, {"min_weight": 0.1}, {"temperature": 1.2}, {"leader": "lm"}):
+    for change in (
+        {"fusion": "shallow"},
+        {"min_weight": 0.1},
+        {"temperature": 1.2},
+        {"leader": "lm"},
+        {"opened_by": "best_row"},
+    ):
         assert str(identity(replace(config, **change))) != known
     assert config.fingerprint()["lm_model"] != config.fingerprint()["model"]
 
@@ -209,6 +219,7 @@ def test_settings_that_cannot_be_meant_are_refused_in_words(config: AttentionFus
     for change, message in (
         ({"fusion": "cold"}, "fusion is 'cold'; expected gated or shallow"),
         ({"leader": "nobody"}, "leader is 'nobody'"),
+        ({"opened_by": "all"}, "opened_by is 'all'"),
         ({"uncertainty": "doubt"}, "uncertainty is 'doubt'"),
         ({"entropy_scale": "bits"}, "entropy_scale is 'bits'"),
         ({"min_weight": float("nan")}, "min_weight is nan"),

@@ -131,10 +131,11 @@ def fusions(judge: tiny_fusion.Judge, num: int) -> list[Any]:
         lambda n=num: ShallowRows(lm=judge.rows(n), eos_id=END, lm_weight=0.4),
         lambda n=num: GatedRows(lm=judge.rows(n), gate=TokenGate()),
         lambda n=num: GatedRows(lm=judge.rows(n), gate=gate, costs=judge.costs),
+        lambda n=num: GatedRows(lm=judge.rows(n), gate=gate, opened_by="best_row", costs=judge.costs),
     ]
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
 def test_utterances_searched_together_are_as_alone(large: Any, kind: int) -> None:
     model, judge = large
     states = model.encode(tiny_seq2seq.noises([0.3, 0.7, 1.1, 1.5, 2.0]))
@@ -146,7 +147,7 @@ def test_utterances_searched_together_are_as_alone(large: Any, kind: int) -> Non
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
 def test_what_is_cached_and_caught_up_with_equals_recomputation(large: Any, kind: int) -> None:
     model, judge = large
     states = torch.cat(model.encode(tiny_seq2seq.noises([0.7, 1.5])))
@@ -155,7 +156,7 @@ def test_what_is_cached_and_caught_up_with_equals_recomputation(large: Any, kind
     before = judge.costs.counters.get("lm_rows_skipped", 0)
     found = search.search(states, model.tokens.prompt(None), fusion=fusion)
     skipped = judge.costs.counters.get("lm_rows_skipped", 0) - before
-    assert (skipped > 0) == (kind == 2)
+    assert (skipped > 0) == (kind >= 2)
     scores = fusion.lm.scores(found)
     for own, of_own in zip(found, scores, strict=True):
         for h, (text, end) in zip(own, of_own, strict=True):
@@ -163,6 +164,20 @@ def test_what_is_cached_and_caught_up_with_equals_recomputation(large: Any, kind
             path = judge.tokens[h.token_ids]
             assert text.log_prob == pytest.approx(following[np.arange(len(path)), path].sum(), abs=1e-4)
             assert end.log_prob == pytest.approx(following[-1, END], abs=1e-4)
+
+
+def test_a_beam_whose_best_row_is_sure_asks_about_none_and_leaves_all_of_them(large: Any) -> None:
+    _, judge = large
+    flat, sure = torch.zeros(len(judge.tokens)), torch.zeros(len(judge.tokens))
+    sure[4] = 50.0
+    for rows, asked in (((sure, flat), False), ((flat, sure), True)):
+        lm = judge.rows(1)
+        lm.advance([([5, 6], [0, 0])])
+        fusion = GatedRows(lm=lm, gate=TokenGate(min_weight=0.1), opened_by="best_row")
+        own = torch.stack(rows).log_softmax(-1)[None]
+        ranked = fusion.ranked(own).log_probs
+        assert torch.equal(ranked, own) == (not asked)
+        assert torch.equal(ranked[0, 1], own[0, 1])  # a row that is sure hears nobody
 
 
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.4])

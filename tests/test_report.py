@@ -179,7 +179,7 @@ def test_corpora_that_differ_in_noise_become_curves_of_confident_mistakes_with_a
     assert chart.figure.axes[0].lines[0].get_ydata() == pytest.approx([11.0, 5.0, 2.0])
     assert chart.caption.startswith(
         "At SNR (dB) 0 and 20, first_pass: share of written words that are confidently wrong 11.0 % and 2.0 %. "
-        "Of its confident mistakes have right: lm_rescoring 22.0 % and 4.0 %."
+        "Share of its confident mistakes that others have right: lm_rescoring 22.0 % and 4.0 %."
     )
 
 

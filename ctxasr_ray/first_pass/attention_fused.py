@@ -50,6 +50,10 @@ class AttentionFusedConfig:
     """Unit of the entropy: nats, or the logarithm of the vocabulary's size, which compares vocabularies."""
     min_weight: float = 0.0
     """Of gated fusion: where the weight is below, the LM is not asked. 0.5 is never reached, so it is never asked."""
+    opened_by: Literal["row", "best_row"] = "row"
+    """Of gated fusion: whether each row's own weight must reach `min_weight`, or that of the utterance's best row for
+    all of its rows. On 40 utterances of dev (the showcase's beam of 16, WER 44.7 % in 1,261 calls of the LM where none
+    is skipped) best_row at 0.2 makes 544 calls, at 43.8 %; row at 0.2 makes 1,181, at 42.6 %."""
     temperature: float = 1.0
     """Of gated fusion: the recogniser's logits are divided by it before entropy and sum."""
     lm_temperature: float = 1.0
@@ -73,6 +77,8 @@ class AttentionFusedConfig:
         """Refuses what can be refused without loading a model."""
         if self.fusion not in ("gated", "shallow"):
             raise ValueError(f"fusion is '{self.fusion}'; expected gated or shallow.")
+        if self.opened_by not in ("row", "best_row"):
+            raise ValueError(f"opened_by is '{self.opened_by}'; expected row or best_row.")
         if self.leader not in ("recogniser", "lm"):
             raise ValueError(f"leader is '{self.leader}'; expected recogniser or lm.")
         if not (self.temperature > 0 and self.lm_temperature > 0):
@@ -200,6 +206,7 @@ class FindFused:
             lm=rows,
             gate=config.gate(),
             leader=config.leader,
+            opened_by=config.opened_by,
             temperature=config.temperature,
             lm_temperature=config.lm_temperature,
             costs=costs,

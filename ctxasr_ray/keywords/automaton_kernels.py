@@ -176,6 +176,17 @@ def earned(automaton: Automaton, tokens: Int32s) -> float:
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+def earned_each(automaton: Automaton, tokens_S: Int32s, ends_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(N,) what texts earn that stand one behind the other and end at `ends_N`."""
+    found = np.zeros(ends_N.shape[0])
+    first = 0
+    for n in range(ends_N.shape[0]):
+        found[n] = earned(automaton, tokens_S[first : ends_N[n]])
+        first = ends_N[n]
+    return found
+
+
+@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
 def link(automaton: Automaton, parent: Int32s, complete: Floats) -> None:
     """Fills `fall`, `kept` and `closing`; a state's links lead to states of lower numbers, so one pass is enough.
 

@@ -1,7 +1,7 @@
 """Lines by condition and reliability rows -> curves: metrics by SNR, list size, N or interval; confidence and truth."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -51,13 +51,20 @@ def confident_by_setting(rows: Sequence[Line]) -> list[Chart]:
         Charts of the metrics in `CONFIDENT`, with a paragraph; none where no system has confidences.
     """
     charts = []
-    for key, split, curves in _by_setting(rows):
+    for key, split, every in _by_setting(rows):
+        curves = {
+            name: points for name, points in every.items() if any(_has(line, CONFIDENT) for line in points.values())
+        }
         lines = [line for points in curves.values() for line in points.values()]
-        metrics = [metric for metric in CONFIDENT if any(line.value(metric) is not None for line in lines)]
+        metrics = [metric for metric in CONFIDENT if any(_has(line, [metric]) for line in lines)]
         if _WRONG in metrics:
             chart = _figure(key, split, curves, metrics)
             charts.append(replace(chart, name=f"confident_{key}", caption=f"{_told(key, curves)} {chart.caption}"))
     return charts
+
+
+def _has(line: Line, metrics: Iterable[str]) -> bool:
+    return any(line.value(metric) is not None for metric in metrics)
 
 
 def _told(key: str, curves: Mapping[str, Points]) -> str:
@@ -80,7 +87,7 @@ def _told(key: str, curves: Mapping[str, Points]) -> str:
         if len(values) == 2 and None not in values
     ]
     told = f"At {axis_title(key)} {short(ends[0])} and {short(ends[-1])}, {name}: {', '.join(said)}."
-    return told + (f" Of its confident mistakes have right: {', '.join(repairs)}." if repairs else "")
+    return told + (f" Share of its confident mistakes that others have right: {', '.join(repairs)}." if repairs else "")
 
 
 def _by_setting(rows: Sequence[Line]) -> list[tuple[str, str, dict[str, dict[str, Line]]]]:

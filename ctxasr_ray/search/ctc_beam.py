@@ -5,13 +5,14 @@ code until an in-search fusion wants to see the rows, `search` through a whole u
 frame, where a fusion changes candidates. Letters: T frames, V labels of the recogniser, K beam rows.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.search.ctc_kernels import expand, log_add, only_blank, prune_labels, select
-from ctxasr_ray.search.ctc_run import NO_BOOST, Boost, run
+from ctxasr_ray.search.ctc_run import NO_BOOST, Boost, labels_of, run
 from ctxasr_ray.search.ctc_state import (
     INSIDE,
     NEVER,
@@ -198,9 +199,10 @@ class CtcBeamSearch:
         size = int(beam.size[0])
         totals = [log_add(float(beam.blank[k]), float(beam.label[k])) for k in range(size)]
         scores = np.asarray(totals) + beam.fusion[:size]
+        texts = prefixes(state.trie, beam.node[:size])
         return [
             Labelling(
-                token_ids=prefix(state.trie, int(beam.node[k])),
+                token_ids=texts[k],
                 log_prob=float(totals[k]),
                 fusion=float(beam.fusion[k]),
                 row=int(k),
@@ -237,10 +239,13 @@ class CtcBeamSearch:
         )
 
 
+def prefixes(trie: Trie, nodes_N: Int32s) -> list[Int32s]:
+    """The labels of prefixes, first to last."""
+    labels, ends = labels_of(trie, nodes_N)
+    bounds = [0, *ends.tolist()]
+    return [labels[first:end] for first, end in itertools.pairwise(bounds)]
+
+
 def prefix(trie: Trie, node: int) -> Int32s:
     """The labels of a prefix, first to last."""
-    tokens = []
-    while node > 0:
-        tokens.append(trie.token[node])
-        node = int(trie.parent[node])
-    return np.asarray(tokens[::-1], dtype=np.int32)
+    return labels_of(trie, np.array([node], np.int32))[0]

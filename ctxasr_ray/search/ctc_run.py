@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ctxasr_ray.keywords import automaton_kernels
 from ctxasr_ray.keywords.automaton_kernels import Automaton, expand_candidates
@@ -71,6 +72,27 @@ def boundaries(trie: Trie, beam: Beam, max_words: int) -> Int32s:
             node = trie.boundary[trie.parent[node]]
         found[row] = node
     return found
+
+
+@compiled
+def labels_of(trie: Trie, nodes_N: Int32s) -> tuple[Int32s, npt.NDArray[np.int64]]:
+    """Labels of prefixes, first to last, one prefix behind the other; and (N,) where each of them ends."""
+    ends = np.zeros(nodes_N.shape[0], dtype=np.int64)
+    total = 0
+    for n in range(nodes_N.shape[0]):
+        node = nodes_N[n]
+        while node > 0:
+            total += 1
+            node = trie.parent[node]
+        ends[n] = total
+    labels = np.empty(total, dtype=np.int32)
+    for n in range(nodes_N.shape[0]):
+        node, place = nodes_N[n], ends[n]
+        while node > 0:
+            place -= 1
+            labels[place] = trie.token[node]
+            node = trie.parent[node]
+    return labels, ends
 
 
 @compiled

@@ -31,6 +31,9 @@ class GatedRows:
     gate: TokenGate
     leader: Literal["recogniser", "lm"] = "recogniser"
     """Whose uncertainty opens the gate to the other. With the LM as leader it is asked for every row."""
+    opened_by: Literal["row", "best_row"] = "row"
+    """Whose weight must reach the gate's least one: each row's own, or that of the utterance's best row for all of its
+    rows; then a step whose best row is sure asks nothing. Ours."""
     temperature: float = 1.0
     """Of the recogniser."""
     lm_temperature: float = 1.0
@@ -51,6 +54,8 @@ class GatedRows:
             weights_UB = self.gate.weights(lm_UBV)
             return Ranked(fused(lm_UBV, own_UBV, weights_UB).where(given_UB[..., None], own_UBV), None)
         weights_UB = self.gate.weights(own_UBV)
+        if self.opened_by == "best_row":  # rows stand best first
+            weights_UB = weights_UB * (weights_UB[:, :1] > 0)
         asked_UB = real_UB & (weights_UB > 0).cpu().numpy()
         self.costs.count("lm_rows_skipped", int(real_UB.sum() - asked_UB.sum()))
         if not asked_UB.any():

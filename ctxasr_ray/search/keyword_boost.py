@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ctxasr_ray.keywords.automaton import close
-from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, earned, expand_candidates
+from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, earned_each, expand_candidates
 from ctxasr_ray.nbest import Score
-from ctxasr_ray.search.ctc_beam import prefix
-from ctxasr_ray.search.ctc_run import Boost
+from ctxasr_ray.search.ctc_run import Boost, labels_of
 from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s
 from ctxasr_ray.search.fusion import Ask, View, Wake, Work
 
@@ -96,8 +95,8 @@ class BoostedUtterance:
         rows = view.num_rows
         for place, automaton in enumerate(self.automata):
             view.beam.fusion[:rows] += close(automaton, view.states[:rows, place])
-        texts = [prefix(view.trie, node) for node in view.beam.node[:rows].tolist()]
-        self.bonuses = [sum(float(earned(automaton, text)) for automaton in self.automata) for text in texts]
+        texts = labels_of(view.trie, view.beam.node[:rows])
+        self.bonuses = sum(earned_each(automaton, *texts) for automaton in self.automata).tolist()
         return ()
 
     def scores(self, row: int) -> tuple[Score, ...]:
