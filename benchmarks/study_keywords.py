@@ -114,13 +114,15 @@ class Finished:
         return None
 
     def seconds(self, system: str) -> dict[str, float]:
-        """Busy seconds per second of audio on test, by what the step is for."""
+        """Busy seconds per second of audio on test, by what the step is for; an index, made once per list, is apart."""
         spent: dict[str, float] = {}
         shards: dict[str, float] = {}
         for step in self.line.above(system):
             receipts = [r for r in self.store.costs([step], self.shards) if r["split"] == "test"]
             part = PARTS.get(step.config.NAME, "rest")
-            spent[part] = spent.get(part, 0.0) + sum(r["seconds"]["busy"] for r in receipts)
+            spent[part] = spent.get(part, 0.0) + sum(
+                r["seconds"]["busy"] - r["seconds"].get("index", 0.0) for r in receipts
+            )
             shards |= {r["shard"]: r["audio_s"] for r in receipts}
         return {part: seconds / sum(shards.values()) for part, seconds in spent.items()}
 
