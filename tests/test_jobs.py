@@ -134,3 +134,13 @@ def test_a_job_that_fails_is_tried_again_and_then_said_to_have_failed(server: Se
     (tmp_path / "other").write_text(secrets.token_hex(32))
     stranger = server.submit("evaluate", "quickstart", token=tmp_path / "other")
     assert (stranger.returncode, "asks for another token" in stranger.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_for_memory_says_so_in_words(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "evaluate.py").write_text("import os\nos.kill(os.getpid(), 9)  # as the kernel does\n")
+    killed = server.submit("--working-dir", str(tmp_path), "--retries", "0", "evaluate", "quickstart")
+    assert killed.returncode == 1
+    assert "FAILED: its driver was killed from outside, most often for memory" in killed.stderr
+    assert "What is committed stays" in killed.stderr

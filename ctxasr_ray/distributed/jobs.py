@@ -5,6 +5,7 @@ A job's id is made of what it runs and the attempt, so the same command finds th
 
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
 _TOKENS: Final = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 AGENT_S: Final = 240.0
 """How long the agents of a young cluster may take to come up."""
+_KILLED: Final = re.compile(r"exit code (-9|137)\b")
+"""What Ray says of an entry point that took SIGKILL, itself or in a shell."""
 _POLL_S: Final = 1.0
 _EXCLUDED: Final = [
     ".venv",
@@ -160,6 +163,11 @@ class JobServer:
     def _job(self, submission_id: str) -> Job:
         info = self._client.get_job_info(submission_id)
         first_line = (info.message or "").partition("\n")[0]  # the log, which was shown, comes after it
+        if _KILLED.search(first_line):
+            first_line = (
+                "its driver was killed from outside, most often for memory: give the head more, or put less beside it. "
+                "What is committed stays, and the same command goes on from there."
+            )
         return Job(submission_id, str(info.status.value), first_line)
 
 
