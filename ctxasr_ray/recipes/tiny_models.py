@@ -138,22 +138,23 @@ def train_attention() -> TrainingConfig:
 
 
 def train_speech_lm() -> TrainingConfig:
-    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 15 hours of speech and more text."""
+    """Trains the shipped LM on with speech units of the shipped CTC encoder, on 30 hours of speech and more text."""
     return TrainingConfig(
         name="speech_lm",
         seed=16,
         task=SpeechTextTask(
-            train=SyntheticSpeech(num_utterances=12_000),
+            train=SyntheticSpeech(num_utterances=24_000),
             dev=SyntheticSpeech(num_utterances=150, split="dev"),
-            text=SyntheticText(num_sentences=12_000, num_seeds=40),
+            text=SyntheticText(num_sentences=24_000, num_seeds=40),
             initial=LM,
             encoder=CTC,
             layer=4,
             num_units=200,
             num_quantiser_utterances=300,
+            num_examples=80_000,
             mix=Mix(text=0.15, speech_then_text=0.45, text_then_speech=0.05, alternating=0.35),
         ),
-        num_steps=4500,
+        num_steps=9000,
         batch_size=2048,
         optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=100, weight_decay=0.02),
         precision="bfloat16",
