@@ -40,3 +40,24 @@ def training_lists() -> Experiment:
         synthetic=SyntheticConfig(seed=9, num_train=400, num_dev=100, num_test=0),
         shard_audio_s=200.0,
     )
+
+
+def study_speech_lm() -> Experiment:
+    """The speech-text LM on one attention list: beside the shipped LM and its own control, before and after MWER.
+
+    The control is what `ctxasr train speech_lm_control` writes: same size, texts and steps, nothing spoken. The updates
+    are what `ctxasr train speech_lm_mwer` writes.
+    """
+    lm, control = asset("lm"), "runs/train/speech_lm_control/model"
+    after = speech_lm_rescorings(asset("speech_lm"), adapter="runs/train/speech_lm_mwer/model", name="speech_lm_mwer")
+    return Experiment(
+        first_pass=AttentionConfig(model=asset("attention"), beam_size=16, num_hypotheses=16, max_tokens=96),
+        scorers=(CausalLmConfig(model=lm),),
+        rescorings={
+            "lm_rescoring/control": Rescoring(scorers=(CausalLmConfig(model=control, source="control"),)),
+            **speech_lm_rescorings(asset("speech_lm")),
+            **after,
+        },
+        synthetic=SyntheticConfig(),
+        shard_audio_s=200.0,
+    )
