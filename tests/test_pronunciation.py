@@ -1,3 +1,4 @@
+import ctypes
 import random
 import threading
 from pathlib import Path
@@ -17,6 +18,16 @@ def test_a_made_up_word_is_spelt_in_arpabet() -> None:
 
 def test_the_table_uses_the_phones_of_the_cmu_dictionary_and_no_others() -> None:
     assert {phone for phones in IPA_TO_ARPABET.values() for phone in phones.split()} == ARPABET
+
+
+def test_another_library_handle_in_the_process_changes_nothing() -> None:
+    import espeakng_loader
+
+    assert phonemes("go") == ("ɡ", "oʊ")
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)
+    assert library.espeak_SetVoiceByName(b"en+f4") == 0
+    assert phonemes("go") == ("ɡ", "oʊ")
 
 
 def test_text_after_a_full_stop_is_not_lost_and_stress_marks_are() -> None:

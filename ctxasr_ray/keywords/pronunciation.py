@@ -6,6 +6,8 @@ For recognisers that need a pronunciation of a word they have never seen, and fo
 import ctypes
 import functools
 import re
+import shutil
+import tempfile
 import threading
 import unicodedata
 from typing import Any, Final
@@ -93,12 +95,13 @@ def arpabet(word: str, voice: str = "en-us") -> str:
 
 @functools.cache
 def _library() -> Any:
-    """The library, started once; synthesis works on private copies (see `corpora.espeak`) and does not meet it."""
+    """The library, started once from a copy of its own: whoever else speaks in this process cannot change its voice."""
     try:
         import espeakng_loader
     except ImportError as error:
         raise RuntimeError("pronunciations need espeakng-loader: pip install 'ctxasr-ray[speech-synthesis]'") from error
-    espeak = ctypes.CDLL(espeakng_loader.get_library_path())
+    with tempfile.TemporaryDirectory(prefix="ctxasr-espeak-") as folder:
+        espeak = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
     if espeak.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0) <= 0:
         raise RuntimeError(f"espeak-ng cannot read {espeakng_loader.get_data_path()}; reinstall espeakng-loader")
     espeak.espeak_TextToPhonemes.restype = ctypes.c_char_p
