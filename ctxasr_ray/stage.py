@@ -20,6 +20,10 @@ GATHERED: Final = frozenset({"fits", "results"})
 in the driver, as a barrier. Their configs have one more field, `splits: tuple[str, ...]`."""
 
 
+PEAK: Final = "peak_"
+"""What counters begin with whose largest value counts; all others are added up."""
+
+
 def runtime_field(default: Any) -> Any:
     """A config field that may change speed, never numbers (device, batch size): left out of the stage hash."""
     return field(default=default, metadata={"identity": False})
@@ -91,7 +95,7 @@ class Costs:
 
     def peak(self, name: str, amount: int) -> None:
         """Keeps the largest value seen as `peak_<name>`, of which sums make nothing; for example `logits_bytes`."""
-        name = f"peak_{name}"
+        name = f"{PEAK}{name}"
         self.counters[name] = max(self.counters.get(name, 0), int(amount))
 
     def name(self, kind: str, things: Iterable[str]) -> None:

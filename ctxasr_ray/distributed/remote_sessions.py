@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.distributed.cluster import ray
-from ctxasr_ray.stage import Costs, TreeNodes, TreeScorer
+from ctxasr_ray.stage import PEAK, Costs, TreeNodes, TreeScorer
 
 Int32 = npt.NDArray[np.int32]
 Scores = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -266,7 +266,7 @@ class RemoteSessions:
 
     def _count(self, counters: Mapping[str, int]) -> None:
         for name, amount in counters.items():
-            (self.costs.peak if name.endswith("_bytes") else self.costs.count)(name, amount)
+            (self.costs.peak if name.startswith(PEAK) else self.costs.count)(name.removeprefix(PEAK), amount)
 
 
 def _by_place(sessions: Sequence[Session]) -> dict[tuple[int, str], list[Session]]:

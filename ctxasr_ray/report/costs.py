@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ctxasr_ray.stage import PEAK
+
 _LOAD: Final = "load"
 """The kind of seconds that a longer run does not pay again; left out of rates."""
 
@@ -73,7 +75,7 @@ def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
                 seconds[name] = seconds.get(name, 0.0) + float(value)
         peaks = {name: shard[name] for name in _PEAKS if shard.get(name)}
         for name, value in {**shard["counters"], **peaks}.items():
-            if name.startswith("peak_"):
+            if name.startswith(PEAK):
                 counters[name] = max(counters.get(name, 0), int(value))
             else:
                 counters[name] = counters.get(name, 0) + int(value)
