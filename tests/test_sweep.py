@@ -120,6 +120,13 @@ def test_the_front_holds_what_no_other_setting_beats() -> None:
         sweep.best([outcome(0.1, 1.0, error="out of memory")], "wer")
 
 
+def one_by_one(directory: Path, num_rungs: int) -> dict[str, Any]:
+    """Options of `tune` for a grid whose trials run one after another."""
+    search = {"search": "grid", "num_trials": 0, "metric": "wer", "num_rungs": num_rungs, "seed": 1}
+    place = {"directory": directory, "name": "s", "address": None, "max_concurrent": 1}
+    return {**search, **place, "num_cpus": 1.0, "is_inline": True}
+
+
 @pytest.mark.slow
 def test_tune_stops_the_worse_half_and_a_second_call_repeats_nothing(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
@@ -130,17 +137,7 @@ def test_tune_stops_the_worse_half_and_a_second_call_repeats_nothing(tmp_path: P
             (calls / f"{setting['x']}-{rung}").touch()
             yield {"wer": abs(setting["x"] - 5) / rung}
 
-    options: dict[str, Any] = {
-        **{"search": "grid", "num_trials": 0, "metric": "wer", "num_rungs": 3, "max_concurrent": 1},
-        **{
-            "num_cpus": 1.0,
-            "is_inline": True,
-            "seed": 1,
-            "directory": tmp_path / "state",
-            "name": "s",
-            "address": None,
-        },
-    }
+    options = one_by_one(tmp_path / "state", num_rungs=3)
     found = tune(trial, [{"x": x} for x in (4, 5, 9, 1)], **options)
     assert {t.setting["x"]: t.num_reports for t in found}[5] == 3
     assert min(t.num_reports for t in found) < 3
@@ -163,17 +160,7 @@ def test_a_setting_that_fails_is_named_in_its_own_words_and_tried_again(
             os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does for memory
         yield {"wer": float(setting["x"])}
 
-    options: dict[str, Any] = {
-        **{"search": "grid", "num_trials": 0, "metric": "wer", "num_rungs": 1, "max_concurrent": 1},
-        **{
-            "num_cpus": 1.0,
-            "is_inline": True,
-            "seed": 1,
-            "directory": tmp_path / "state",
-            "name": "s",
-            "address": None,
-        },
-    }
+    options = one_by_one(tmp_path / "state", num_rungs=1)
     one, two, three = tune(trial, [{"x": x} for x in (1, 2, 3)], **options)
     assert (one.figures["wer"], one.error) == (1.0, None)
     assert two.error == "the model is gone.\nPut it back."

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass, Beside, Find, Found
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig, FindFused
 from ctxasr_ray.first_pass.attention_words import AttentionWordsConfig, FindWithWords
+from ctxasr_ray.first_pass.search_lms import refuse_boost
 from ctxasr_ray.first_pass.token_times import Encoded
 from ctxasr_ray.keywords.catalogue import CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
@@ -48,18 +48,13 @@ class AttentionKeywordsConfig(CatalogueOptions):
 
     def __post_init__(self) -> None:
         """Refuses a boost that is no number, one name for two scores, and a pool that nobody would ask."""
-        if not np.isfinite(self.boost):
-            raise ValueError(f"boost is {self.boost}; expected nats per token, for example 1.0.")
-        names = {"first_pass.source": self._recogniser().source}
-        if not isinstance(self.first_pass, AttentionConfig):
-            names["first_pass.lm.source"] = self.first_pass.lm.source
-            if self.first_pass.lm_pool is not None:
-                raise ValueError(
-                    "first_pass.lm_pool: with a keyword boost the LM has no pool of its own; set it to None."
-                )
-        for name, source in names.items():
-            if self.source == source:
-                raise ValueError(f"source and {name} are both '{source}'; give them two names.")
+        refuse_boost(
+            self.boost,
+            "token",
+            source=self.source,
+            recogniser=self._recogniser().source,
+            search=self.first_pass if not isinstance(self.first_pass, AttentionConfig) else None,
+        )
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the models and of the catalogue."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ctxasr_ray.first_pass.ctc import CtcConfig, CtcFirstPass
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig, CtcFusedFirstPass
 from ctxasr_ray.first_pass.ctc_lists import ctc_hypotheses, ctc_search
+from ctxasr_ray.first_pass.search_lms import refuse_boost
 from ctxasr_ray.keywords.catalogue import CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.nbest import NBest
@@ -53,18 +54,13 @@ class CtcKeywordsConfig(CatalogueOptions):
 
     def __post_init__(self) -> None:
         """Refuses a boost that is no number, and one name for two scores."""
-        if not np.isfinite(self.boost):
-            raise ValueError(f"boost is {self.boost}; expected nats per label, for example 1.0.")
-        names = {"first_pass.source": self._recogniser().source}
-        if isinstance(self.first_pass, CtcFusedConfig):
-            names["first_pass.lm.source"] = self.first_pass.lm.source
-            if self.first_pass.lm_pool is not None:
-                raise ValueError(
-                    "first_pass.lm_pool: with a keyword boost the LM has no pool of its own; set it to None."
-                )
-        for name, source in names.items():
-            if self.source == source:
-                raise ValueError(f"source and {name} are both '{source}'; give them two names.")
+        refuse_boost(
+            self.boost,
+            "label",
+            source=self.source,
+            recogniser=self._recogniser().source,
+            search=self.first_pass if isinstance(self.first_pass, CtcFusedConfig) else None,
+        )
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the model and of the catalogue."""

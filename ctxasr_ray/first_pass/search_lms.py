@@ -1,5 +1,6 @@
 """Language models as searches hear them: a loaded model, its tokenizer and a trigger -> the fusion of a search."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -151,6 +152,45 @@ def refuse_unknown_trigger(config: Triggered) -> None:
         raise ValueError(f"trigger is '{config.trigger}'; expected fixed_interval or shortest_hypothesis.")
     if config.scored not in ("common_words", "own_last_word"):
         raise ValueError(f"scored is '{config.scored}'; expected common_words or own_last_word.")
+
+
+class AsksLm(Protocol):
+    """What a config of a search with a language model in it says of the model."""
+
+    @property
+    def lm(self) -> CausalLmConfig:
+        """The model."""
+        ...
+
+    @property
+    def lm_pool(self) -> object | None:
+        """Resources of actors of its own; None: it is loaded beside the recogniser."""
+        ...
+
+
+def refuse_boost(boost: float, unit: str, *, source: str, recogniser: str, search: AsksLm | None) -> None:
+    """Refuses what no search with a keyword boost can do, before anything is loaded.
+
+    Args:
+        boost: Nats per unit of a phrase.
+        unit: What a phrase is spelt in, for the message.
+        source: Name of the bonus.
+        recogniser: Name of the recogniser's scores.
+        search: The search around it, where a language model is in it.
+
+    Raises:
+        ValueError: a boost that is no number, one name for two scores, or a pool that nobody would ask.
+    """
+    if not math.isfinite(boost):
+        raise ValueError(f"boost is {boost}; expected nats per {unit}, for example 1.0.")
+    names = {"first_pass.source": recogniser}
+    if search is not None:
+        names["first_pass.lm.source"] = search.lm.source
+        if search.lm_pool is not None:
+            raise ValueError("first_pass.lm_pool: with a keyword boost the LM has no pool of its own; set it to None.")
+    for name, other in names.items():
+        if source == other:
+            raise ValueError(f"source and {name} are both '{source}'; give them two names.")
 
 
 def word_trigger(config: Triggered) -> "Trigger":
