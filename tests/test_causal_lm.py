@@ -78,6 +78,35 @@ def test_scores_equal_unpadded_one_by_one_scoring_in_every_family(family):
         assert_exact(lm, model, requests(0))
 
 
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("family", TREE)
+def test_a_prefix_that_goes_ahead_of_its_trees_changes_no_score(family, attention):
+    """Prefixes of unequal length share a pass, and one is longer than the windows."""
+    model = tiny(family, attention=attention)
+    lm = CausalLm(model, eos_token_id=EOS)
+    lm.prefill_from = 7
+    for utterances_per_forward, prefixes in ((1, (1, 7, 9)), (3, (7, 9, 8))):
+        lm.utterances_per_forward = utterances_per_forward
+        assert_exact(lm, model, requests(0, prefixes=prefixes))
+
+
+def test_a_long_prefix_of_embeddings_goes_ahead_as_its_tokens_do():
+    model = tiny("llama")
+    lm = CausalLm(model, eos_token_id=EOS)
+    costs, (request,) = Costs(), requests(4, prefixes=(200,))
+    assert_exact(lm, model, [request])
+    by_tokens = lm.score([request], costs)[0]
+    with torch.inference_mode():
+        embedded = model.get_input_embeddings()(torch.tensor(request.prefix.astype(np.int64)))
+    by_embeddings = lm.score([ScoreRequest(embedded, request.sequences)])[0]
+    assert by_embeddings.log_probs == pytest.approx(by_tokens.log_probs, abs=EXACT)
+    assert costs.counters["tokens_forwarded"] == costs.counters["nodes"]
+    assert costs.counters["llm_calls"] == by_tokens.counters["llm_calls"] == 2
+    assert (
+        costs.counters["peak_kv_bytes"] >= by_tokens.counters["kv_bytes"] == costs.counters["nodes"] * 2 * 2 * 2 * 8 * 4
+    )
+
+
 @pytest.mark.parametrize("family", [*TREE, *PADDED])
 def test_a_tree_that_grows_with_a_search_scores_as_one_by_one(family):
     model = tiny(family)

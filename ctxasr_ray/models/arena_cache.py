@@ -3,10 +3,16 @@
 transformers' own layer copies the whole cache at every append. Letters: B rows, H key heads, K slots, D head width.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
+
+
+class _FilledError(Exception):
+    """Ends a forward pass whose keys and values are all there; never leaves `ArenaCache.filling`."""
 
 
 class ArenaLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped here
@@ -16,6 +22,7 @@ class ArenaLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         super().__init__()
         self.is_initialized: bool = False
         self.used = 0
+        self.ends_pass = False
         self._buffers: list[torch.Tensor] = []
 
     def update(
@@ -34,6 +41,8 @@ class ArenaLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
             buffer.narrow(2, self.used, new).copy_(state)
         self.used += new
         self._set_views()
+        if self.ends_pass:
+            raise _FilledError
         return self.keys, self.values
 
     def gather(self, rows: torch.Tensor, slots_BK: torch.Tensor) -> None:
@@ -62,6 +71,16 @@ class ArenaCache(Cache):  # type: ignore[misc]
 
     def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[ArenaLayer() for _ in range(num_layers)])
+
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[None]:
+        """Around a forward pass that only fills the cache: it ends once the last layer has its keys and values."""
+        self.layers[-1].ends_pass = True
+        try:
+            with contextlib.suppress(_FilledError):
+                yield
+        finally:
+            self.layers[-1].ends_pass = False
 
     def gather(self, rows: torch.Tensor, slots_BK: torch.Tensor) -> None:
         """Keeps some rows, and of each of them some slots.

@@ -8,7 +8,7 @@ Letters: N sequences, P prefix, D width.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model
+from ctxasr_ray.models.list_trees import ListTree, list_trees
 from ctxasr_ray.models.lm_head import LOGITS_LIMIT_BYTES, LmHead
-from ctxasr_ray.models.tree_forward import Block, Prefix, TreeForward, split_prefix
+from ctxasr_ray.models.tree_forward import Block, Prefix, TreeForward
 from ctxasr_ray.models.tree_probe import position_bytes, probe_ids, tree_refusal
 from ctxasr_ray.stage import Costs
-from ctxasr_ray.token_tree import Int32, MergedSequences, merge
+from ctxasr_ray.token_tree import Int32
 
 MAX_NODES: Final = 4096
 """Nodes in one forward pass; the mask grows with their square. Larger trees are split."""
@@ -29,6 +30,10 @@ CPU_NODES: Final = 512
 """On a CPU small trees share a pass up to here: below, every pass waits for the weights to come from memory."""
 MAX_PADDING: Final = 1.05
 """And only if padding adds no more than this."""
+
+PREFILL_NODES: Final = 192
+"""On a CPU prefixes from here on go ahead of their trees: at 128 the second pass costs what it saves. On an
+accelerator, where a pass waits for its launches, that was never measured, so there is one pass."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +62,8 @@ class SequenceScores:
             token, where nothing stands before it, or where `reasons` says why.
         reasons: (N,) None, or why a sequence has no score.
         counters: What the request alone cost: `llm_calls` that it took part in, `nodes` and `tokens_flat` (prefix
-            included), and `kv_bytes`: a pass holds keys and values of one layer at a time.
+            included), and `kv_bytes`: keys and values of one layer at a time, of all layers behind a prefix that
+            went ahead.
     """
 
     log_probs: npt.NDArray[np.float64]
@@ -104,6 +110,7 @@ class CausalLm:
         self.eos_token_id = _first_id(config.eos_token_id) if eos_token_id is None else eos_token_id
         on_cpu = self.device.type == "cpu"
         self.utterances_per_forward = utterances_per_forward or (1 if on_cpu else 16)
+        self.prefill_from = PREFILL_NODES if on_cpu else None
         self._fill_nodes = CPU_NODES if on_cpu and not utterances_per_forward else 0
         ids = probe_ids(self.body.embed.weight.shape[0], special_ids)
         with torch.inference_mode():
@@ -131,7 +138,7 @@ class CausalLm:
                 `tokens_forwarded` (with padding), `head_rows`, `peak_logits_bytes` and `first_tokens_unscored`.
         """
         costs = costs or Costs()
-        costs.peak("kv_bytes", 0)  # one pass per tree keeps no cache
+        costs.peak("kv_bytes", 0)  # a tree in one pass keeps no cache
         results, jobs = [], []
         for request in requests:
             n = len(request.sequences)
@@ -139,7 +146,7 @@ class CausalLm:
             result = SequenceScores(np.full(n, np.nan), np.full(n, np.nan), reasons)
             kept = [i for i in range(n) if reasons[i] is None]
             results.append(result)
-            own = list(_jobs(request, kept, result))
+            own = list(list_trees(request, kept, result, MAX_NODES))
             jobs += own
             num_flat = sum(len(request.prefix) + len(request.sequences[i]) for i in kept)
             costs.count("tokens_flat", num_flat)
@@ -148,7 +155,7 @@ class CausalLm:
             if not len(job.merged.tree):  # empty sequences behind an empty prefix
                 job.finish(np.zeros(0), np.full(1, np.nan))
         jobs = sorted((job for job in jobs if len(job.merged.tree)), key=lambda job: len(job.merged.tree))
-        batch: list[_Job] = []
+        batch: list[ListTree] = []
         for job in jobs:
             if batch and not self._fits(batch, job):
                 self._score_jobs(batch, costs)
@@ -158,13 +165,17 @@ class CausalLm:
             self._score_jobs(batch, costs)
         return results
 
-    def _counters(self, jobs: Sequence["_Job"], num_flat: int) -> dict[str, int]:
-        sizes = [len(job.merged.tree) for job in jobs if len(job.merged.tree)]
+    def _counters(self, jobs: Sequence[ListTree], num_flat: int) -> dict[str, int]:
+        jobs = [job for job in jobs if len(job.merged.tree)]
+        ahead = [self._num_prefilled([job]) > 0 for job in jobs]
         layer_bytes = self.position_bytes // self.body.config.num_hidden_layers
-        kv_bytes = layer_bytes * max(sizes, default=0)
-        return {"llm_calls": len(sizes), "nodes": sum(sizes), "tokens_flat": num_flat, "kv_bytes": kv_bytes}
+        held = [self.position_bytes if a else layer_bytes for a in ahead]
+        sizes = [len(job.merged.tree) for job in jobs]
+        kv_bytes = max((size * each for size, each in zip(sizes, held, strict=True)), default=0)
+        calls = len(jobs) + sum(ahead)
+        return {"llm_calls": calls, "nodes": sum(sizes), "tokens_flat": num_flat, "kv_bytes": kv_bytes}
 
-    def _fits(self, batch: Sequence["_Job"], job: "_Job") -> bool:
+    def _fits(self, batch: Sequence[ListTree], job: ListTree) -> bool:
         """Whether one more tree, at least as large as those of the batch, belongs in the same pass."""
         padded = (len(batch) + 1) * len(job.merged.tree)
         if len(batch) < self.utterances_per_forward:
@@ -172,20 +183,33 @@ class CausalLm:
         nodes = sum(len(other.merged.tree) for other in (*batch, job))
         return padded <= min(self._fill_nodes, MAX_PADDING * nodes)
 
+    def _num_prefilled(self, jobs: Sequence[ListTree]) -> int:
+        """Nodes of each prefix that go ahead in a pass of their own: none, or all but the last, which is read."""
+        shortest = min(job.num_prefix for job in jobs)
+        return 0 if self.refusal or self.prefill_from is None or shortest < self.prefill_from else shortest - 1
+
     def limit_reason(self, num_positions: int) -> str | None:
         """Why a prefix and a sequence of so many tokens together cannot be scored, None where they can."""
         if self.max_positions is None or num_positions <= self.max_positions:
             return None
         return f"model_limit: {num_positions} tokens with the prefix, but the model takes {self.max_positions}"
 
-    def _score_jobs(self, jobs: Sequence["_Job"], costs: Costs) -> None:
+    def _forward(self, jobs: Sequence[ListTree], costs: Costs) -> tuple[list[torch.Tensor], int]:
+        """Hidden states of every tree's nodes but its first ones, and how many those are."""
+        ahead, cache = np.arange(self._num_prefilled(jobs), dtype=np.int32), None
+        if len(ahead):
+            cache = self.body.prefill([Block(j.merged.tree, ahead, ahead[:0], j.embeddings) for j in jobs], costs)
+        rest = [np.arange(len(ahead), len(job.merged.tree), dtype=np.int32) for job in jobs]
+        blocks = [Block(j.merged.tree, q, ahead, j.embeddings) for j, q in zip(jobs, rest, strict=True)]
+        hidden = self.body(blocks, costs, cache)
+        costs.peak("kv_bytes", 0 if cache is None else cache.num_bytes())
+        return hidden, len(ahead)
+
+    def _score_jobs(self, jobs: Sequence[ListTree], costs: Costs) -> None:
         trees = [job.merged.tree for job in jobs]
         everything = [np.arange(len(tree), dtype=np.int32) for tree in trees]
-        nothing = np.zeros(0, np.int32)
-        hidden = self.body(
-            [Block(t, q, nothing, j.embeddings) for t, q, j in zip(trees, everything, jobs, strict=True)], costs
-        )
-        offsets = np.cumsum([0, *map(len, trees)])
+        hidden, num_ahead = self._forward(jobs, costs)
+        offsets = np.cumsum([0, *map(len, hidden)]) - num_ahead
         ends = [np.unique(job.merged.ends[job.merged.ends >= 0]) for job in jobs]
         children = [q[(q >= j.num_prefix) & (t.parents >= 0)] for t, q, j in zip(trees, everything, jobs, strict=True)]
         rows = [t.parents[c] + o for t, c, o in zip(trees, children, offsets[:-1], strict=True)]
@@ -260,38 +284,6 @@ def load_causal_lm(
     if device_map is None:
         model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     return CausalLm(model, **options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One tree to be scored, and where its scores go."""
-
-    merged: MergedSequences
-    num_prefix: int
-    embeddings: torch.Tensor | None
-    sequences: list[int]
-    result: SequenceScores
-
-    def finish(self, values: npt.NDArray[np.float64], eos: npt.NDArray[np.float64]) -> None:
-        log_probs = self.merged.sums(values)
-        self.result.eos_log_probs[self.sequences] = eos[self.merged.ends]
-        self.result.log_probs[self.sequences] = np.where(np.isfinite(log_probs), log_probs, np.nan)
-        for i in np.flatnonzero(~np.isfinite(log_probs)):
-            self.result.reasons[self.sequences[i]] = f"the model gives log_prob {log_probs[i]}; try dtype float32"
-
-
-def _jobs(request: ScoreRequest, kept: list[int], result: SequenceScores) -> Iterator[_Job]:
-    """One tree for the request, or several where one would be too large for a forward pass."""
-    if not kept:
-        return
-    prefix, embeddings = split_prefix(request.prefix)
-    merged = merge([request.sequences[i] for i in kept], prefix)
-    if len(merged.tree) > MAX_NODES and len(kept) > 1:
-        ordered = sorted(kept, key=lambda i: request.sequences[i].tolist())
-        for half in (ordered[: len(kept) // 2], ordered[len(kept) // 2 :]):
-            yield from _jobs(request, half, result)
-    else:
-        yield _Job(merged, len(prefix), embeddings, kept, result)
 
 
 def _first_id(ids: int | Sequence[int] | None) -> int | None:

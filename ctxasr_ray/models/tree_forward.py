@@ -103,6 +103,24 @@ class TreeForward:
         )[0]
         return [hidden_BQD[i, : len(block.queries)] for i, block in enumerate(blocks)]
 
+    def prefill(self, blocks: Sequence[Block], costs: Costs) -> ArenaCache:
+        """A new cache with the queries of every block, which are the first nodes of its prefix, equally many of all.
+
+        In a chain attention is causal and needs no mask, and what the last layer makes of its keys is read by nobody.
+
+        Args:
+            blocks: One per tree.
+            costs: As for a call.
+        """
+        cache = ArenaCache(self.config.num_hidden_layers)
+        inputs = self._inputs([(b, b.queries) for b in blocks])
+        positions_BQ = self._tensor([b.queries for b in blocks])
+        costs.count("llm_calls")
+        costs.count("tokens_forwarded", positions_BQ.numel())
+        with cache.filling():
+            self.base(**inputs, position_ids=positions_BQ, past_key_values=cache, use_cache=True)
+        return cache
+
     def _forward_padded(self, blocks: Sequence[Block], costs: Costs) -> list[torch.Tensor]:
         """The same without a tree: every path in full, right-padded, and no cache."""
         paths = [

@@ -47,9 +47,8 @@ def tree_refusal(lm: "CausalLm", ids: Sequence[int]) -> str | None:
         refusal = f"{lm.body.config.model_type} has layers that are no attention over positions"
     else:
         try:
-            refusal = _verdict(
-                lm, max(_difference(_at_once(lm, ids), expected), _difference(_grown(lm, ids), expected))
-            )
+            found = (_at_once(lm, ids), _prefix_ahead(lm, ids), _grown(lm, ids))
+            refusal = _verdict(lm, max(_difference(scores, expected) for scores in found))
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # a body that knows no 4D mask fails in its own way
@@ -97,6 +96,15 @@ def _at_once(lm: "CausalLm", ids: Sequence[int]) -> list[float]:
     sequences = [np.array([ids[i] for i in s], np.int32) for s in _SEQUENCES]
     (result,) = lm.score([ScoreRequest(np.array(ids[:_PREFIX], np.int32), sequences)])
     return _flat(lm, result.log_probs.tolist(), result.eos_log_probs.tolist())
+
+
+def _prefix_ahead(lm: "CausalLm", ids: Sequence[int]) -> list[float]:
+    """The same with the prefix in a pass of its own."""
+    usual, lm.prefill_from = lm.prefill_from, _PREFIX
+    try:
+        return _at_once(lm, ids)
+    finally:
+        lm.prefill_from = usual
 
 
 def _grown(lm: "CausalLm", ids: Sequence[int]) -> list[float]:
