@@ -260,13 +260,26 @@ def test_a_small_logits_buffer_changes_nothing_and_is_kept():
     model = tiny("llama")
     whole, bounded = (
         CausalLm(model, eos_token_id=EOS),
-        CausalLm(model, eos_token_id=EOS, logits_limit_bytes=3 * VOCABULARY * 4),
+        CausalLm(model, eos_token_id=EOS, logits_limit_bytes=3 * VOCABULARY * 8),
     )
     (request,) = requests(7, prefixes=(3,))
     costs = Costs()
     expected, got = whole.score([request])[0], bounded.score([request], costs)[0]
     assert got.log_probs == pytest.approx(expected.log_probs, abs=EXACT)
-    assert costs.counters["peak_logits_bytes"] == 3 * VOCABULARY * 4
+    assert costs.counters["peak_logits_bytes"] == 3 * VOCABULARY * 8  # logits and their log_softmax
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere2", "granite"])
+def test_a_vocabulary_in_blocks_changes_nothing(family, monkeypatch):
+    """Caps and scales belong to every block; the last one is narrower."""
+    monkeypatch.setattr("ctxasr_ray.models.lm_head.LEAST_COLUMNS", 7)
+    monkeypatch.setattr("ctxasr_ray.models.lm_head.BLOCK_BYTES", 1)
+    model, costs = tiny(family), Costs()
+    lm = CausalLm(model, eos_token_id=EOS)
+    (request,) = requests(7, prefixes=(3,))
+    lm.score([request], costs)
+    assert costs.counters["peak_logits_bytes"] == costs.counters["head_rows"] * 7 * 8
+    assert_exact(lm, model, [request])
 
 
 def test_a_head_that_cannot_be_called_alone_is_run_through_its_model():

@@ -3,7 +3,7 @@
 Letters: R hidden states, V vocabulary, D width, Q scores to read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -11,10 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ctxasr_ray.models.cpu_linear import OneDnnLinear, linear
 from ctxasr_ray.stage import Costs
 
 LOGITS_LIMIT_BYTES: Final = 64 * 2**20
 """Largest logits buffer at any moment."""
+BLOCK_BYTES: Final = 2 * 2**20
+"""On a CPU the vocabulary comes in blocks whose logits stay in its cache; larger buffers are mapped anew each time."""
+LEAST_COLUMNS: Final = 512
+"""Narrower blocks slow the product down."""
 
 
 class LmHead:
@@ -41,9 +46,11 @@ class LmHead:
         expected = model(input_ids=probe_ids, use_cache=False).logits[0].float()
         self.num_outputs: int = expected.shape[-1]
         self.width: int = hidden.shape[-1]
+        self._is_linear = type(self._linear) in (nn.Linear, OneDnnLinear)
+        self._multiply = linear if isinstance(self._linear, OneDnnLinear) else nn.functional.linear
         self._logits: Callable[[torch.Tensor], torch.Tensor] = self._direct
         if not self._direct_is_exact(hidden, expected):
-            self._logits = self._through_model
+            self._logits, self._is_linear = self._through_model, False
             if not _close(self._through_model(hidden), expected, model.dtype):
                 raise ValueError(
                     f"{type(model).__name__}: its logits are not a function of its last hidden state, so they cannot "
@@ -71,25 +78,32 @@ class LmHead:
         order = np.argsort(rows_Q, kind="stable")
         rows, tokens = rows_Q[order], tokens_Q[order]
         picks, normalisers = np.empty(len(rows)), np.empty(len(hidden_RD))
-        row_bytes = self.num_outputs * (4 if hidden_RD.dtype == torch.float32 else 4 + hidden_RD.element_size())
+        columns = self._block_columns(hidden_RD)
+        half_bytes = 0 if hidden_RD.dtype == torch.float32 else hidden_RD.element_size()
+        row_bytes = columns * (2 * 4 + half_bytes)  # the logits and their log_softmax
         step = max(1, self._limit_bytes // row_bytes)
         for start in range(0, len(hidden_RD), step):
-            logits = self._logits(hidden_RD[start : start + step])
+            hidden = hidden_RD[start : start + step]
             low, high = np.searchsorted(rows, (start, start + step))
-            at = torch.as_tensor(rows[low:high] - start, device=logits.device)
-            picks[low:high] = logits[at, torch.as_tensor(tokens[low:high], device=logits.device)].cpu().numpy()
-            highest = logits.amax(dim=1, keepdim=True)
-            total = logits.sub_(highest).exp_().sum(dim=1)  # in place: one buffer only
-            normalisers[start : start + step] = total.log_().add_(highest[:, 0]).cpu().numpy()
-            costs.count("head_rows", len(logits))
-            costs.peak("logits_bytes", len(logits) * row_bytes)
+            by_token = low + np.argsort(tokens[low:high], kind="stable")
+            sums = []
+            for first, logits in self._blocks(hidden, columns):
+                inside = slice(*np.searchsorted(tokens[by_token], (first, first + logits.shape[1])))
+                at = by_token[inside]
+                places = (torch.from_numpy(i).to(logits.device) for i in (rows[at] - start, tokens[at] - first))
+                picks[at] = logits[tuple(places)].cpu().numpy()
+                # log_softmax is torch's fastest way through the exponentials; what it took off shows at the largest.
+                sums.append(logits.amax(dim=1) - logits.log_softmax(dim=1).amax(dim=1))
+            normalisers[start : start + step] = torch.stack(sums).logsumexp(dim=0).cpu().numpy()
+            costs.count("head_rows", len(hidden))
+            costs.peak("logits_bytes", len(hidden) * row_bytes)
         result = np.empty(len(rows))
         result[order] = picks
         return result, normalisers
 
     def pick(self, hidden_QD: torch.Tensor, tokens_Q: npt.NDArray[np.int64], costs: Costs) -> npt.NDArray[np.float64]:
         """(Q,) float64 logits of one token each, without the rest of the vocabulary where the head is linear."""
-        if self._logits != self._direct or type(self._linear) is not nn.Linear:
+        if not self._is_linear:
             return self.read(hidden_QD, np.arange(len(tokens_Q)), tokens_Q, costs)[0]
         tokens = torch.as_tensor(tokens_Q, device=self._linear.weight.device)
         hidden = hidden_QD.to(tokens.device).float()
@@ -98,6 +112,23 @@ class LmHead:
             logits += self._linear.bias[tokens].float()
         picked: npt.NDArray[np.float64] = self._finished(logits).cpu().numpy().astype(np.float64)
         return picked
+
+    def _block_columns(self, hidden_RD: torch.Tensor) -> int:
+        """Tokens whose logits are computed at once: all of them, or on a CPU what its cache holds."""
+        if not self._is_linear or hidden_RD.device.type != "cpu":
+            return self.num_outputs
+        return min(self.num_outputs, max(LEAST_COLUMNS, BLOCK_BYTES // (4 * max(1, len(hidden_RD)))))
+
+    def _blocks(self, hidden_RD: torch.Tensor, columns: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The first token of each block of the vocabulary, and its (R, columns) float32 logits."""
+        if columns == self.num_outputs:
+            yield 0, self._logits(hidden_RD)
+            return
+        weight, bias = self._linear.weight, self._linear.bias
+        for first in range(0, self.num_outputs, columns):
+            own = slice(first, first + columns)
+            logits = self._multiply(hidden_RD, weight[own], None if bias is None else bias[own])
+            yield first, self._finished(logits.float())
 
     def _direct_is_exact(self, hidden_RD: torch.Tensor, expected: torch.Tensor) -> bool:
         try:
