@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.models import checkpoint, speech_llm
-from ctxasr_ray.models.speech_adapter import AdapterConfig, stack_frames
+from ctxasr_ray.models.speech_adapter import AdapterConfig
 from ctxasr_ray.models.speech_prompt import Prompt
 from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.dev_errors import error_rates
 from ctxasr_ray.training.examples import TrainingExample, pad_targets
+from ctxasr_ray.training.listener import Listener
 from ctxasr_ray.training.sources import SyntheticSpeech, TableSpeech
 from ctxasr_ray.training.trainable import Lora, save_lora, train_parts
 
@@ -96,14 +97,14 @@ class SpeechLlmTraining:
                 "of log-mel features, such as Whisper's or Parakeet's."
             )
         source = checkpoint.resolve(config.llm)
-        self._tokenizer = checkpoint.load_tokenizer(source)
-        self._blank = self._tokenizer.pad_token_id
+        tokenizer = checkpoint.load_tokenizer(source)
+        self._blank = tokenizer.pad_token_id
         if config.ctc_weight and self._blank is None:
             raise ValueError(
                 f"ctc_weight is {config.ctc_weight}, but LLM '{config.llm}' has no padding token; set it to 0."
             )
-        self._prompt = Prompt(self._tokenizer, config.prompt)
-        self._tokens = TextTokens(self._tokenizer, prompt=self._prompt.after)
+        prompt = Prompt(tokenizer, config.prompt)
+        self._tokens = TextTokens(tokenizer, prompt=prompt.after)
         llm = checkpoint.load_model(AutoModelForCausalLM, source, dtype=torch.float32)
         parts = self._parts(llm, encoder.width)
         train_parts(parts, config.trained)
@@ -116,8 +117,8 @@ class SpeechLlmTraining:
         self._train: tuple[Features, Encoded] = heard["train"]
         self._dev: tuple[Features, Encoded] = heard["dev"]
         self._examples, self.left_out = self._usable(self._train[0])
-        before, after = self._prompt.around()
-        self._around = tuple(torch.tensor(ids, dtype=torch.int64) for ids in (before, after))
+        before, after = prompt.around()
+        self._listener = Listener(parts, tokenizer, prompt, config.adapter.stack)
         stacked = [-(-self._num_states(self._train, e.index) // config.adapter.stack) for e in self._examples]
         targets = [len(e.target) for e in self._examples]
         self.lengths = np.asarray(stacked) + np.asarray(targets) + len(before) + len(after)
@@ -179,13 +180,13 @@ class SpeechLlmTraining:
         from ctxasr_ray.training import objectives
 
         weight = self._config.ctc_weight
-        speech_BSD, lengths_B = self._heard(batch)
-        attended = self._nats(speech_BSD, lengths_B, batch["targets"]) if weight < 1 else None
+        speech_BSD, lengths_B = self._listener.hear(batch)
+        attended = self._listener.nats(speech_BSD, lengths_B, batch["targets"]) if weight < 1 else None
         if weight == 0 and attended is not None:
             return attended
         targets_BN = batch["targets"]
         spelled_BN = targets_BN.masked_fill(targets_BN.eq(self._end), objectives.IGNORED)
-        logits_BSV = self._llm.get_output_embeddings()(speech_BSD)
+        logits_BSV = self._listener.logits(speech_BSD)
         spelled = objectives.ctc(logits_BSV, lengths_B, spelled_BN, blank=self._blank)
         return spelled if attended is None else objectives.joint(spelled, attended, ctc_weight=weight)
 
@@ -194,38 +195,6 @@ class SpeechLlmTraining:
         assert self._tokens.eos_token_id is not None, "an LLM that ends texts"
         return self._tokens.eos_token_id
 
-    @property
-    def _llm(self) -> Any:
-        return self.model["llm"]
-
-    def _heard(self, batch: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
-        stacked_BSD, lengths_B = stack_frames(batch["states"], batch["state_lengths"], self._config.adapter.stack)
-        return self.model["adapter"](stacked_BSD), lengths_B
-
-    def _nats(
-        self, speech_BSD: "torch.Tensor", lengths_B: "torch.Tensor", targets_BN: "torch.Tensor"
-    ) -> "torch.Tensor":
-        """Cross entropy of the targets behind prompt and speech."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        from ctxasr_ray.training.objectives import IGNORED, cross_entropy
-
-        embed = self._llm.get_input_embeddings()
-        before_PD, after_PD = (embed(ids.to(speech_BSD.device)) for ids in self._around)
-        rows, wanted = [], []
-        for speech_SD, length, target_N in zip(speech_BSD, lengths_B.tolist(), targets_BN, strict=True):
-            text_N = target_N[target_N != IGNORED]
-            prefix_PD = torch.cat([before_PD, speech_SD[:length], after_PD])
-            rows.append(torch.cat([prefix_PD, embed(text_N[:-1])]))
-            ignored = torch.full((len(prefix_PD) - 1,), IGNORED, device=text_N.device)
-            wanted.append(torch.cat([ignored, text_N]))
-        # No mask goes in: rows are padded on the right, which a causal model cannot see from the left.
-        inputs_BND, wanted_BN = pad_sequence(rows, True), pad_sequence(wanted, True, IGNORED)
-        hidden_BND = _body(self._llm)(inputs_embeds=inputs_BND, use_cache=False).last_hidden_state
-        at_BN = wanted_BN != IGNORED
-        return cross_entropy(self._llm.get_output_embeddings()(hidden_BND[at_BN])[None], wanted_BN[at_BN][None])
-
     def evaluate(self) -> dict[str, float]:
         """Measures dev: greedy error rates, perplexity per word behind the own speech and behind another's.
 
@@ -233,7 +202,7 @@ class SpeechLlmTraining:
         """
         from ctxasr_ray.training.objectives import IGNORED
 
-        spoken, encoded = self._dev
+        (spoken, encoded), listener = self._dev, self._listener
         examples, _ = self._usable(spoken)
         nats, written = {"heard": 0.0, "misheard": 0.0}, []
         for start in range(0, len(examples), 25):
@@ -241,14 +210,15 @@ class SpeechLlmTraining:
             others = [examples[(start + i + len(examples) // 2) % len(examples)] for i in range(len(group))]
             for name, own in (("heard", group), ("misheard", others)):
                 batch = _collate([encoded[e.index] for e in own], [e.target for e in group])
-                speech_BSD, lengths_B = self._heard({k: v.to(self._device) for k, v in batch.items()})
-                targets_BN = batch["targets"].to(self._device)
+                speech_BSD, lengths_B = listener.hear({k: v.to(listener.device) for k, v in batch.items()})
+                targets_BN = batch["targets"].to(listener.device)
                 if self._config.ctc_weight < 1:
                     num = int((targets_BN != IGNORED).sum())
-                    nats[name] += float(self._nats(speech_BSD, lengths_B, targets_BN)) * num
+                    nats[name] += float(listener.nats(speech_BSD, lengths_B, targets_BN)) * num
                 if name == "heard":
                     rows = [s[:n] for s, n in zip(speech_BSD, lengths_B.tolist(), strict=True)]
-                    written += self._spell(rows) if self._config.ctc_weight == 1 else self._write(rows)
+                    spells = self._config.ctc_weight == 1
+                    written += listener.spell(rows, self._blank) if spells else listener.write(rows)
         texts = [spoken.texts[e.index] for e in examples]
         words = sum(len(text.split()) + 1 for text in texts)
         wer, cer = error_rates(texts, written)
@@ -256,39 +226,6 @@ class SpeechLlmTraining:
         if self._config.ctc_weight < 1:
             figures |= {f"dev_word_perplexity_{name}": math.exp(total / words) for name, total in nats.items()}
         return figures
-
-    @property
-    def _device(self) -> "torch.device":
-        device: torch.device = self._llm.get_input_embeddings().weight.device
-        return device
-
-    def _spell(self, rows: "Sequence[torch.Tensor]") -> list[str]:
-        """The adapter's best path by CTC."""
-        texts = []
-        for speech_SD in rows:
-            best = self._llm.get_output_embeddings()(speech_SD).argmax(-1).unique_consecutive().tolist()
-            texts.append(self._text([token for token in best if token != self._blank]))
-        return texts
-
-    def _write(self, rows: "Sequence[torch.Tensor]") -> list[str]:
-        """The LLM's best token at every step, at most as many as the speech has frames."""
-        import torch
-
-        embed = self._llm.get_input_embeddings()
-        before_PD, after_PD = (embed(ids.to(self._device)) for ids in self._around)
-        prefixes = [torch.cat([before_PD, speech_SD, after_PD]) for speech_SD in rows]
-        longest = max(map(len, prefixes))
-        inputs_BPD = torch.zeros((len(rows), longest, embed.weight.shape[1]), device=self._device)
-        mask_BP = torch.zeros((len(rows), longest), dtype=torch.int64, device=self._device)
-        for row, prefix_PD in enumerate(prefixes):
-            inputs_BPD[row, longest - len(prefix_PD) :], mask_BP[row, longest - len(prefix_PD) :] = prefix_PD, 1
-        ids_BN = self._llm.generate(
-            inputs_embeds=inputs_BPD, attention_mask=mask_BP, max_new_tokens=max(map(len, rows)), do_sample=False
-        )
-        return [self._text(ids) for ids in ids_BN.tolist()]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def publish(self, directory: Path) -> None:
         """Writes the adapter, the LoRA and where encoder and LLM lie."""
@@ -307,14 +244,8 @@ class SpeechLlmTraining:
         weights = {name: w.detach().half().contiguous() for name, w in self.model["adapter"].state_dict().items()}
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
         (directory / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
-        if hasattr(self._llm, "peft_config"):
-            save_lora(self._llm, directory / speech_llm.LORA, written_base=parts.llm)
-
-
-def _body(llm: Any) -> Any:
-    """The model without its head, its updates included."""
-    causal = llm.get_base_model() if hasattr(llm, "peft_config") else llm
-    return causal.base_model
+        if hasattr(self.model["llm"], "peft_config"):
+            save_lora(self.model["llm"], directory / speech_llm.LORA, written_base=parts.llm)
 
 
 def _collate(states: Sequence[npt.NDArray[np.float32]], targets: Sequence[list[int]]) -> "dict[str, torch.Tensor]":
