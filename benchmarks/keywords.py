@@ -117,7 +117,7 @@ def boost_figures(material: Material, phrases: Sequence[str]) -> list[Figure]:
                     "seconds_without": round(speed.seconds_second, 6),
                     "frames": material.num_frames,
                     "beam": BEAM,
-                    "automaton_states": len(automata[size].symbol),
+                    "automaton_states": automata[size].num_states,
                 },
             )
         )
@@ -141,7 +141,7 @@ def build_figure(material: Material, phrases: Sequence[str]) -> Figure:
         unit="s",
         counters={
             "phrases": len(phrases),
-            "states": len(made.symbol),
+            "states": made.num_states,
             "bytes": sum(np.asarray(a).nbytes for a in made),
         },
     )

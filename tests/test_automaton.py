@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.automaton import WordShape, build, close, spellings, step, word_shape
-from ctxasr_ray.keywords.automaton_kernels import START, Automaton, Int32s, earned_each
+from ctxasr_ray.keywords.automaton_kernels import GAIN, START, Automaton, Int32s, earned_each
 from ctxasr_ray.text import words
 
 LETTERS = (" ", "a", "b", "c", "")
@@ -157,7 +157,7 @@ def test_an_empty_list_earns_nothing_and_never_leaves_its_two_states() -> None:
         states, bonuses = step(automaton, states, np.full(4, token, dtype=np.int32))
         assert not bonuses.any()
     assert not close(automaton, states).any()
-    assert len(automaton.symbol) == 2
+    assert automaton.num_states == 2
 
 
 def test_a_phrase_that_occurs_nowhere_changes_nothing() -> None:
@@ -221,4 +221,23 @@ def test_fifty_thousand_phrases_are_built_in_seconds_at_most() -> None:
     start = time.perf_counter()
     built = build(ways, np.ones(50_000), shape)
     assert time.perf_counter() - start < 5.0  # 0.3 s on a quiet core; benchmarks/keywords.py holds it to 0.5
-    assert len(built.symbol) > 100_000
+    assert built.num_states > 100_000
+
+
+@pytest.mark.parametrize("pieces", [LETTERS, PIECES, IDEOGRAPHS])
+def test_no_token_earns_more_than_its_state_lets_expect(pieces: tuple[str, ...]) -> None:
+    rng = random.Random(5)
+    written = [piece for piece in pieces if piece.strip()]
+    lists = [[_spelled(rng.choices(written, k=rng.randint(1, 6)), pieces)] for _ in range(80)]
+    automaton = build(spellings(lists), [rng.randint(-8, 40) / 8 for _ in lists], word_shape(pieces))
+    states = np.arange(automaton.num_states, dtype=np.int32)
+    most = np.stack([step(automaton, states, np.full_like(states, token))[1] for token in range(len(pieces))]).max(
+        axis=0
+    )
+    assert (most <= automaton.nats[:, GAIN]).all()
+    assert most.max() > 0
+    assert automaton.most == automaton.nats[:, GAIN].max()
+
+
+def _spelled(written: list[str], pieces: tuple[str, ...]) -> Int32s:
+    return np.asarray([pieces.index(piece) for piece in written], dtype=np.int32)

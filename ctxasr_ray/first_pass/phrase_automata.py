@@ -74,7 +74,7 @@ class PhraseAutomata:
             )
         shared, unwritable = self._shared[size]
         costs.name(UNWRITABLE, unwritable)
-        costs.peak("automaton_states", len(shared.symbol))
+        costs.peak("automaton_states", shared.num_states)
         own = [phrase for phrase in row.own if not 0 <= phrase.phrase_id < size]
         mine = {phrase.phrase_id for phrase in own}
         rest = [] if catalogue is None else [n for n in range(size, row.num_shared) if n not in mine]

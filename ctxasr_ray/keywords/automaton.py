@@ -21,7 +21,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.keywords.automaton_kernels import START, Automaton, Int32s, advance, largest_gain, link
+from ctxasr_ray.keywords.automaton_kernels import (
+    CLOSING,
+    FIRST_CHILD,
+    GAIN,
+    LENT,
+    START,
+    Automaton,
+    Int32s,
+    advance,
+    gains,
+    link,
+)
 from ctxasr_ray.text import is_ideographic
 
 
@@ -124,13 +135,13 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
     symbol = np.concatenate(symbol_of).astype(np.int32)
     start_row = np.full(num_tokens + 1, -1, dtype=np.int32)
     start_row[symbol[2 : 2 + children[START]]] = np.arange(2, 2 + children[START])
+    links, nats = np.zeros((count + 1, 2), dtype=np.int32), np.zeros((count, 4), dtype=np.float32)
+    links[:, FIRST_CHILD] = np.concatenate([[2], 2 + np.cumsum(children)])
+    nats[:, LENT] = np.concatenate(lent)
     made = Automaton(
-        first_child=np.concatenate([[2], 2 + np.cumsum(children)]).astype(np.int32),
         symbol=symbol,
-        fall=np.zeros(count, dtype=np.int32),
-        kept=np.zeros(count, dtype=np.float32),
-        lent=np.concatenate(lent),
-        closing=np.zeros(count, dtype=np.float32),
+        links=links,
+        nats=nats,
         start_row=start_row,
         starts_word=shape.starts_word,
         is_space=shape.is_space,
@@ -140,7 +151,11 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
     )
     link(made, parent.astype(np.int32), np.concatenate(complete))
     symbols_T = 1 + (shape.starts_word & ~shape.is_space) + shape.is_word  # that one token brings
-    return made._replace(most=float(largest_gain(made)) * (int(symbols_T.max()) if shape.whole_words else 1))
+    gain_N = gains(made)
+    gain_N += gain_N.max() * (int(symbols_T.max()) - 1 if shape.whole_words else 0)
+    rounded_N = gain_N.astype(np.float32)
+    nats[:, GAIN] = np.where(rounded_N < gain_N, np.nextafter(rounded_N, np.float32(np.inf)), rounded_N)
+    return made._replace(most=float(nats[:, GAIN].max()))
 
 
 def _symbols(ways: Spellings, shape: WordShape) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -185,5 +200,5 @@ def step(automaton: Automaton, states: Int32s, tokens: Int32s) -> tuple[Int32s, 
 
 def close(automaton: Automaton, states: Int32s) -> npt.NDArray[np.float64]:
     """(H,) nats that the end of the text adds: partial matches are taken back, a last whole word is confirmed."""
-    closed: npt.NDArray[np.float64] = automaton.closing[states].astype(np.float64) - automaton.lent[states]
+    closed: npt.NDArray[np.float64] = automaton.nats[states, CLOSING].astype(np.float64) - automaton.nats[states, LENT]
     return closed

@@ -16,24 +16,30 @@ START: Final = 0
 """State before the first token, and at a word's start with nothing matched."""
 INSIDE: Final = 1
 """State inside a word that no phrase begins with; unused where words are not separated."""
+FIRST_CHILD: Final = 0
+FALL: Final = 1
+"""The state to go on from where no child fits."""
+KEPT: Final = 0
+"""Bonuses of complete phrases that are kept then."""
+LENT: Final = 1
+"""Earned so far by what the state spells, complete or not."""
+CLOSING: Final = 2
+"""What of it is kept where the text ends."""
+GAIN: Final = 3
+"""Most that the next token can earn."""
 _compiled = numba.njit(cache=True, nogil=True)
+_within = numba.njit(nogil=True, inline="always")
 
 
 class Automaton(NamedTuple):
-    """N states; their numbers ascend with depth. The children of state n are first_child[n] to first_child[n + 1]."""
+    """N states; their numbers ascend with depth. The children of a state are its `FIRST_CHILD` to that of the next."""
 
-    first_child: Int32s
-    """(N + 1,)"""
     symbol: Int32s
     """(N,) what leads to a state: a token, or V where a word ends."""
-    fall: Int32s
-    """(N,) the state to go on from where no child fits."""
-    kept: Floats
-    """(N,) bonuses of complete phrases that are kept then."""
-    lent: Floats
-    """(N,) earned so far by what the state spells, complete or not."""
-    closing: Floats
-    """(N,) what of it is kept where the text ends."""
+    links: Int32s
+    """(N + 1, 2) columns `FIRST_CHILD`, `FALL`."""
+    nats: Floats
+    """(N, 4) columns `KEPT`, `LENT`, `CLOSING`, `GAIN`."""
     start_row: Int32s
     """(V + 1,) children of `START` by symbol, -1 for none: most steps begin there."""
     starts_word: npt.NDArray[np.bool_]
@@ -46,54 +52,23 @@ class Automaton(NamedTuple):
     most: float
     """Nats that one token can earn, wherever it is written; a bound for searches that prune early."""
 
+    @property
+    def num_states(self) -> int:
+        """N; 2 without any phrase."""
+        return len(self.nats)
 
-@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
-def expand_candidates(
-    automaton: Automaton,
-    states_K: Int32s,
-    row_C: Int32s,
-    token_C: Int32s,
-    floor: float,
-    fusion_C: npt.NDArray[np.float64],
-    score_C: npt.NDArray[np.float64],
-    state_C: Int32s,
-) -> None:
-    """Adds to each candidate of a beam what its token earns.
 
-    Args:
-        automaton: The phrases.
-        states_K: (K,) states of the beam's rows.
-        row_C: (C,) row of each candidate; those of one row stand together, or it takes longer.
-        token_C: (C,) the token that each writes.
-        floor: Candidates with a lower score are not looked at.
-        fusion_C: (C,) changed.
-        score_C: (C,) changed alike.
-        state_C: (C,) receives the state that each candidate would have.
-    """
-    last = -1
-    state, low, high, lent, to_inside = START, 0, 0, 0.0, False
-    for c in range(row_C.shape[0]):
-        if score_C[c] < floor:
-            continue
-        if row_C[c] != last:
-            last = row_C[c]
-            state = states_K[last]
-            lent = np.float64(automaton.lent[state])
-            low, high = automaton.first_child[state], automaton.first_child[state + 1]
-            to_inside = state == INSIDE or (state > INSIDE and automaton.fall[state] == INSIDE)
-        token = token_C[c]
-        if automaton.whole_words and automaton.starts_word[token]:
-            state_C[c], bonus = on_token(automaton, state, token)
-        else:
-            child = _child(automaton, state, low, high, token)
-            if child >= 0:
-                state_C[c], bonus = child, automaton.lent[child] - lent
-            elif to_inside:  # the common case without a walk
-                state_C[c], bonus = INSIDE, automaton.kept[state] - lent
-            else:
-                state_C[c], bonus = on_token(automaton, state, token)
-        fusion_C[c] += bonus
-        score_C[c] += bonus
+@_within  # type: ignore[untyped-decorator]  # numba is untyped
+def earn(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
+    """As `on_token`, without a walk where none is needed: inside a word a child fits, or no phrase goes on."""
+    if not (automaton.whole_words and automaton.starts_word[token]):
+        child = _child(automaton, state, token)
+        if child >= 0:
+            return child, np.float64(automaton.nats[child, LENT]) - automaton.nats[state, LENT]
+        if state == INSIDE or automaton.links[state, FALL] == INSIDE:
+            return INSIDE, np.float64(automaton.nats[state, KEPT]) - automaton.nats[state, LENT]
+    after, bonus = on_token(automaton, state, token)
+    return after, bonus
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
@@ -104,11 +79,12 @@ def advance_rows(automaton: Automaton, states_K: Int32s, token_K: Int32s) -> Non
             states_K[k], _ = on_token(automaton, states_K[k], token_K[k])
 
 
-@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
-def _child(automaton: Automaton, state: int, low: int, high: int, symbol: int) -> int:
-    """The child of a state by a symbol, among `low` to `high`; -1 for none."""
+@_within  # type: ignore[untyped-decorator]  # numba is untyped
+def _child(automaton: Automaton, state: int, symbol: int) -> int:
+    """The child of a state by a symbol, -1 for none."""
     if state == START:
         return int(automaton.start_row[symbol])
+    low, high = automaton.links[state, FIRST_CHILD], automaton.links[state + 1, FIRST_CHILD]
     while high - low > 4:
         middle = (low + high) // 2
         if automaton.symbol[middle] <= symbol:
@@ -121,7 +97,7 @@ def _child(automaton: Automaton, state: int, low: int, high: int, symbol: int) -
     return -1
 
 
-@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+@_within  # type: ignore[untyped-decorator]  # numba is untyped
 def _on_symbol(automaton: Automaton, state: int, symbol: int) -> tuple[int, float]:
     """(new state, bonuses of complete phrases that were kept on the way)."""
     end = automaton.starts_word.shape[0]
@@ -131,19 +107,19 @@ def _on_symbol(automaton: Automaton, state: int, symbol: int) -> tuple[int, floa
     while True:
         if state == INSIDE:
             return (START if symbol == end else INSIDE), kept
-        child = _child(automaton, state, automaton.first_child[state], automaton.first_child[state + 1], symbol)
+        child = _child(automaton, state, symbol)
         if child >= 0:
             return child, kept
         if state == START:
             return (INSIDE if automaton.whole_words and symbol != end else START), kept
-        kept += automaton.kept[state]
-        state = automaton.fall[state]
+        kept += automaton.nats[state, KEPT]
+        state = automaton.links[state, FALL]
 
 
-@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+@_within  # type: ignore[untyped-decorator]  # numba is untyped
 def on_token(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
     """(new state, nats earned by this token)."""
-    before = np.float64(automaton.lent[state])
+    before = np.float64(automaton.nats[state, LENT])
     kept = 0.0
     if automaton.whole_words and automaton.starts_word[token]:
         state, kept = _on_symbol(automaton, state, automaton.starts_word.shape[0])
@@ -153,7 +129,7 @@ def on_token(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
     if automaton.whole_words and automaton.is_word[token]:
         state, more = _on_symbol(automaton, state, automaton.starts_word.shape[0])
         kept += more
-    return state, kept + np.float64(automaton.lent[state]) - before
+    return state, kept + np.float64(automaton.nats[state, LENT]) - before
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
@@ -172,7 +148,7 @@ def earned(automaton: Automaton, tokens: Int32s) -> float:
     for token in tokens:
         state, bonus = on_token(automaton, state, token)
         total += bonus
-    return total + np.float64(automaton.closing[state]) - np.float64(automaton.lent[state])
+    return total + np.float64(automaton.nats[state, CLOSING]) - np.float64(automaton.nats[state, LENT])
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
@@ -194,32 +170,34 @@ def link(automaton: Automaton, parent: Int32s, complete: Floats) -> None:
     to where the text behind the longest such phrase would lead, whose bonus is kept.
     """
     end = automaton.starts_word.shape[0]
-    for state in range(2, automaton.symbol.shape[0]):
+    for state in range(2, automaton.nats.shape[0]):
         if not np.isnan(complete[state]):
-            automaton.fall[state], automaton.kept[state] = START, complete[state]
+            automaton.links[state, FALL], automaton.nats[state, KEPT] = START, complete[state]
         elif parent[state] == START:
-            automaton.fall[state] = INSIDE if automaton.whole_words else START
+            automaton.links[state, FALL] = INSIDE if automaton.whole_words else START
         else:
             above = parent[state]
-            automaton.fall[state], kept = _on_symbol(automaton, automaton.fall[above], automaton.symbol[state])
-            automaton.kept[state] = automaton.kept[above] + kept
-        automaton.closing[state] = automaton.kept[state] + automaton.closing[automaton.fall[state]]
+            below, kept = _on_symbol(automaton, automaton.links[above, FALL], automaton.symbol[state])
+            automaton.links[state, FALL] = below
+            automaton.nats[state, KEPT] = automaton.nats[above, KEPT] + kept
+        below = automaton.links[state, FALL]
+        automaton.nats[state, CLOSING] = automaton.nats[state, KEPT] + automaton.nats[below, CLOSING]
     if automaton.whole_words:
-        ends = automaton.closing.copy()
-        for state in range(2, automaton.symbol.shape[0]):
+        ends = automaton.nats[:, CLOSING].copy()
+        for state in range(2, automaton.nats.shape[0]):
             after, kept = _on_symbol(automaton, state, end)
-            automaton.closing[state] = kept + ends[after]
+            automaton.nats[state, CLOSING] = kept + ends[after]
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
-def largest_gain(automaton: Automaton) -> float:
-    """Of one symbol: to a child, or by way of the fall."""
-    gain = np.zeros(automaton.symbol.shape[0])
-    for state in range(automaton.symbol.shape[0]):
-        for child in range(automaton.first_child[state], automaton.first_child[state + 1]):
-            gain[state] = max(gain[state], np.float64(automaton.lent[child]) - automaton.lent[state])
+def gains(automaton: Automaton) -> npt.NDArray[np.float64]:
+    """(N,) most that one symbol earns in each state: to a child, or by way of the fall."""
+    gain = np.zeros(automaton.nats.shape[0])
+    for state in range(automaton.nats.shape[0]):
+        for child in range(automaton.links[state, FIRST_CHILD], automaton.links[state + 1, FIRST_CHILD]):
+            gain[state] = max(gain[state], np.float64(automaton.nats[child, LENT]) - automaton.nats[state, LENT])
         if state > INSIDE:
-            below = automaton.fall[state]
-            kept = np.float64(automaton.kept[state]) + automaton.lent[below] - automaton.lent[state]
+            below = automaton.links[state, FALL]
+            kept = np.float64(automaton.nats[state, KEPT]) + automaton.nats[below, LENT] - automaton.nats[state, LENT]
             gain[state] = max(gain[state], kept + gain[below])
-    return float(gain.max())
+    return gain

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.search.ctc_kernels import expand, log_add, only_blank, prune_labels, select
-from ctxasr_ray.search.ctc_run import NO_BOOST, Boost, labels_of, run
+from ctxasr_ray.search.ctc_expand import NO_BOOST, Boost, Frame, expand, room
+from ctxasr_ray.search.ctc_kernels import best_of, log_add, only_blank, prune_labels, select
+from ctxasr_ray.search.ctc_run import labels_of, run
 from ctxasr_ray.search.ctc_state import (
     INSIDE,
     NEVER,
@@ -173,24 +174,15 @@ class CtcBeamSearch:
         labels = np.empty(settings.max_labels, dtype=np.int32)
         positions = np.empty(self.num_labels, dtype=np.int32)
         kept = prune_labels(log_probs, self.blank_id, settings.suppressed, self.min_label_log_prob, labels, positions)
-        expand(
-            state.beam,
-            state.trie,
-            log_probs,
-            self.blank_id,
-            labels,
-            positions,
-            kept,
-            self.beam_threshold + max_bonus,
-            np.empty((self.beam_size, len(labels)), dtype=np.bool_),
-            state.candidates,
-        )
+        frame = Frame(log_probs, self.blank_id, labels, positions, kept, self.beam_threshold, max_bonus)
+        expand(state.beam, state.trie, frame, NO_BOOST, state.candidates, room(self.beam_size, len(labels), 0))
         return True
 
     def prune(self, state: BeamState) -> None:
         """Makes the best candidates the rows of `state.beam`; `parent_row` and `token` say whence they came."""
         heap, kinds = np.empty(self.beam_size, dtype=np.int32), self.settings().kinds
-        select(state.beam, state.trie, state.candidates, self.beam_threshold, kinds, heap, state.spare)
+        size = best_of(state.candidates, heap)
+        select(state.beam, state.trie, state.candidates, self.beam_threshold, kinds, heap, size, state.spare)
         state.beam, state.spare = state.spare, state.beam
 
     def finish(self, state: BeamState) -> list[Labelling]:

@@ -1,4 +1,4 @@
-"""One step of the CTC prefix beam, compiled: expand every row by one frame, keep the best.
+"""One step of the CTC prefix beam, compiled: prune the labels of a frame, and of the candidates keep the best.
 
 Prefixes are nodes of a trie, so equal prefixes are the same node and merge exactly, without hashing. All sums
 are natural logarithms in float64. Letters: K beam rows (best first), C candidates, V labels of the recogniser,
@@ -86,101 +86,6 @@ def prune_labels(
 
 
 @compiled
-def _expand_stays(
-    beam: Beam,
-    trie: Trie,
-    log_probs_V: Floats,
-    blank_id: int,
-    position_V: Int32s,
-    taken_KL: npt.NDArray[np.bool_],
-    candidates: Candidates,
-) -> float:
-    """Rows that write nothing new, plus the mass that their parents in the beam hand down; the best score."""
-    best = -np.inf
-    for row in range(beam.size[0]):
-        node = beam.node[row]
-        label = -np.inf
-        if node > 0:
-            token = trie.token[node]
-            label = beam.label[row] + log_probs_V[token]
-            parent = trie.row[trie.parent[node]]
-            if parent >= 0:
-                mass = beam.blank[parent]
-                if trie.token[beam.node[parent]] != token:  # else only a blank separates the two
-                    mass = log_add(mass, beam.label[parent])
-                label = log_add(label, mass + log_probs_V[token])
-                if position_V[token] >= 0:
-                    taken_KL[parent, position_V[token]] = True
-        blank = log_add(beam.blank[row], beam.label[row]) + log_probs_V[blank_id]
-        candidates.row[row] = row
-        candidates.token[row] = STAY
-        candidates.blank[row] = blank
-        candidates.label[row] = label
-        candidates.fusion[row] = beam.fusion[row]
-        candidates.score[row] = log_add(blank, label) + beam.fusion[row]
-        best = max(best, candidates.score[row])
-    return best
-
-
-@compiled
-def expand(
-    beam: Beam,
-    trie: Trie,
-    log_probs_V: Floats,
-    blank_id: int,
-    labels_L: Int32s,
-    position_V: Int32s,
-    num_labels: int,
-    threshold: float,
-    taken_KL: npt.NDArray[np.bool_],
-    candidates: Candidates,
-) -> None:
-    """Every row by one frame: it stays (blank or repeat, never pruned) or writes one of the frame's labels.
-
-    A row whose parent prefix is in the beam too receives the parent's mass for its last label, so no prefix
-    stands twice among the candidates.
-
-    Args:
-        beam: Current rows.
-        trie: Their prefixes; `row` is set and cleared again.
-        log_probs_V: One frame.
-        blank_id: Label of the blank.
-        labels_L: From `prune_labels`, most probable first.
-        position_V: From `prune_labels`.
-        num_labels: From `prune_labels`.
-        threshold: New labels further than this below the best row that stays are not written (they would not
-            survive the selection); infinite where a fusion may still raise them.
-        taken_KL: Scratch, at least K x L.
-        candidates: Receives at most K * (L + 1) candidates: all stays in the order of the rows, then the others.
-    """
-    count = beam.size[0]
-    taken_KL[:count, :num_labels] = False
-    for row in range(count):
-        trie.row[beam.node[row]] = row
-    floor = _expand_stays(beam, trie, log_probs_V, blank_id, position_V, taken_KL, candidates) - threshold
-    for row in range(beam.size[0]):
-        node = beam.node[row]
-        trie.row[node] = -1
-        total = log_add(beam.blank[row], beam.label[row])
-        for place in range(num_labels):
-            token = labels_L[place]
-            if total + log_probs_V[token] + beam.fusion[row] < floor:
-                break
-            mass = beam.blank[row] if token == trie.token[node] else total
-            score = mass + log_probs_V[token] + beam.fusion[row]
-            if taken_KL[row, place] or score < floor or score == -np.inf:
-                continue
-            candidates.row[count] = row
-            candidates.token[count] = token
-            candidates.blank[count] = -np.inf
-            candidates.label[count] = mass + log_probs_V[token]
-            candidates.fusion[count] = beam.fusion[row]
-            candidates.score[count] = score
-            count += 1
-    candidates.size[0] = count
-
-
-@compiled
 def _worse(score_C: Floats, a: int, b: int) -> bool:
     """Whether candidate a ranks after b; of equal scores the earlier candidate ranks first."""
     if score_C[a] != score_C[b]:
@@ -205,33 +110,46 @@ def _sift_down(heap_K: Int32s, size: int, score_C: Floats, start: int) -> None:
 
 
 @compiled
-def rank(candidates: Candidates, threshold: float, heap_K: Int32s) -> int:
-    """Indices of the best candidates, best first, in `heap_K`; returns how many.
+def heapify(heap_K: Int32s, score_C: Floats) -> None:
+    """Makes a heap of all of `heap_K`; its root ranks last."""
+    for place in range(heap_K.shape[0] // 2 - 1, -1, -1):
+        _sift_down(heap_K, heap_K.shape[0], score_C, place)
 
-    Candidates further than `threshold` below the best are dropped; at most `len(heap_K)` are kept.
-    """
-    score_C = candidates.score
-    best = -np.inf
-    for c in range(candidates.size[0]):
-        best = max(best, score_C[c])
+
+@compiled
+def push(heap_K: Int32s, size: int, score_C: Floats, c: int) -> int:
+    """Takes a candidate in, where the best so far are fewer than K or one of them ranks after it; their new number."""
+    if size < heap_K.shape[0]:
+        heap_K[size] = c
+        if size + 1 == heap_K.shape[0]:
+            heapify(heap_K, score_C)
+        return size + 1
+    if _worse(score_C, heap_K[0], c):
+        heap_K[0] = c
+        _sift_down(heap_K, size, score_C, 0)
+    return size
+
+
+@compiled
+def best_of(candidates: Candidates, heap_K: Int32s) -> int:
+    """The best candidates, the worst of them first, in `heap_K`; returns how many."""
     size = 0
     for c in range(candidates.size[0]):
-        if score_C[c] < best - threshold or score_C[c] == -np.inf:
-            continue
-        if size < heap_K.shape[0]:
-            heap_K[size] = c
-            size += 1
-            if size == heap_K.shape[0]:
-                for place in range(size // 2 - 1, -1, -1):
-                    _sift_down(heap_K, size, score_C, place)
-        elif _worse(score_C, heap_K[0], c):
-            heap_K[0] = c
-            _sift_down(heap_K, size, score_C, 0)
-    for place in range(size // 2 - 1, -1, -1):
-        _sift_down(heap_K, size, score_C, place)
+        size = push(heap_K, size, candidates.score, c)
+    return size
+
+
+@compiled
+def _sort(heap_K: Int32s, size: int, score_C: Floats, threshold: float) -> int:
+    """Orders what `push` took in, best first; returns how many are left within the threshold of the best."""
+    if size < heap_K.shape[0]:
+        for place in range(size // 2 - 1, -1, -1):
+            _sift_down(heap_K, size, score_C, place)
     for end in range(size - 1, 0, -1):
         heap_K[0], heap_K[end] = heap_K[end], heap_K[0]
         _sift_down(heap_K, end, score_C, 0)
+    while size and (score_C[heap_K[size - 1]] < score_C[heap_K[0]] - threshold or score_C[heap_K[size - 1]] == -np.inf):
+        size -= 1
     return size
 
 
@@ -266,6 +184,7 @@ def select(
     threshold: float,
     kinds_V: npt.NDArray[np.int8],
     heap_K: Int32s,
+    size: int,
     out: Beam,
 ) -> None:
     """The next beam: the best candidates as rows, best first.
@@ -276,10 +195,11 @@ def select(
         candidates: From `expand`, perhaps re-scored by fusions.
         threshold: Nats below the best at which a candidate is dropped.
         kinds_V: What each label does to words.
-        heap_K: Scratch of the beam's size.
+        heap_K: The best candidates, from `expand` or `best_of`; in the end which candidate each row was.
+        size: How many these are.
         out: Receives the rows; not the same arrays as `beam`.
     """
-    size = rank(candidates, threshold, heap_K)
+    size = _sort(heap_K, size, candidates.score, threshold)
     for row in range(size):
         c = heap_K[row]
         parent = candidates.row[c]

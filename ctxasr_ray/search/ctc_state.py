@@ -47,6 +47,18 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return kernel
 
 
+def compiled_within(function: Callable[P, R]) -> Callable[P, R]:
+    """Compiles as part of the kernels that call it, without a copy of its own on disk that could be stale."""
+    kernel: Callable[P, R] = numba.njit(nogil=True)(function)
+    return kernel
+
+
+def compiled_inline(function: Callable[P, R]) -> Callable[P, R]:
+    """The same, written into the body of its caller: arrays in a tuple cost a count of references per call."""
+    kernel: Callable[P, R] = numba.njit(nogil=True, inline="always")(function)
+    return kernel
+
+
 def source_digest(module: ModuleType) -> str:
     """sha256 of a module's source."""
     return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()

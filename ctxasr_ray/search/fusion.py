@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
 from ctxasr_ray.nbest import Score
-from ctxasr_ray.search.ctc_run import Boost
+from ctxasr_ray.search.ctc_expand import Boost
 from ctxasr_ray.search.ctc_state import NEVER, Beam, Candidates, Floats, Int32s, Trie
 from ctxasr_ray.stage import TreeNodes, TreeScorer
 

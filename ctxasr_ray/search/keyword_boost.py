@@ -8,12 +8,11 @@ rows; they are written to `scores` as kind `bonus`, apart from the recogniser's 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from ctxasr_ray.keywords.automaton import close
-from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, earned_each, expand_candidates
+from ctxasr_ray.keywords.automaton import close, step
+from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, earned_each
 from ctxasr_ray.nbest import Score
-from ctxasr_ray.search.ctc_run import Boost, labels_of
+from ctxasr_ray.search.ctc_expand import Boost
+from ctxasr_ray.search.ctc_run import labels_of
 from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s
 from ctxasr_ray.search.fusion import Ask, View, Wake, Work
 
@@ -55,29 +54,23 @@ class BoostedUtterance:
     automata: tuple[Automaton, Automaton]
     source: str
     frame: int = 0
-    bonuses: list[float] = field(default_factory=list)
+    found: list[tuple[Score]] = field(default_factory=list)
+    """Per row of the last beam; rows that earned the same share it."""
     work: Work = field(default_factory=Work)
     """None: no model is asked."""
 
     def compiled(self, column: int) -> Boost:
         """All of it."""
         shared, own = self.automata
-        return Boost(shared=shared, own=own, most=float(shared.most + own.most), column=column)
+        return Boost(shared=shared, own=own, column=column)
 
     def expanded(self, beam: Beam, candidates: Candidates, states: Int32s) -> None:
         """Adds what each new label earns."""
-        first, size = int(beam.size[0]), int(candidates.size[0])
+        new = slice(int(beam.size[0]), int(candidates.size[0]))
         for place, automaton in enumerate(self.automata):
-            expand_candidates(
-                automaton,
-                states[:, place],
-                candidates.row[first:size],
-                candidates.token[first:size],
-                -np.inf,
-                candidates.fusion[first:size],
-                candidates.score[first:size],
-                np.empty(size - first, dtype=np.int32),
-            )
+            _, bonuses = step(automaton, states[candidates.row[new], place], candidates.token[new])
+            candidates.fusion[new] += bonuses
+            candidates.score[new] += bonuses
 
     def wake(self) -> Wake:
         """After every frame."""
@@ -96,12 +89,14 @@ class BoostedUtterance:
         for place, automaton in enumerate(self.automata):
             view.beam.fusion[:rows] += close(automaton, view.states[:rows, place])
         texts = labels_of(view.trie, view.beam.node[:rows])
-        self.bonuses = sum(earned_each(automaton, *texts) for automaton in self.automata).tolist()
+        bonuses = sum(earned_each(automaton, *texts) for automaton in self.automata).tolist()
+        shared = {one: (Score(source=self.source, kind="bonus", log_prob=one),) for one in set(bonuses)}
+        self.found = [shared[one] for one in bonuses]
         return ()
 
     def scores(self, row: int) -> tuple[Score, ...]:
         """What complete phrases earned."""
-        return (Score(source=self.source, kind="bonus", log_prob=self.bonuses[row]),)
+        return self.found[row]
 
     def again(self) -> "BoostedUtterance":
         """The same phrases."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_beam import BeamState, CtcBeamSearch, Labelling
-from ctxasr_ray.search.ctc_run import NO_BOOST
+from ctxasr_ray.search.ctc_expand import NO_BOOST
 from ctxasr_ray.search.ctc_state import NEVER, Floats
 from ctxasr_ray.search.fusion import Answer, Ask, Asking, FusedUtterance, Fusion, FusionError, View, Work
 from ctxasr_ray.stage import NextScorer, TreeScorer
