@@ -5,7 +5,8 @@ a recording of its own. Before errors are counted, what its windows heard is joi
 
 - Words with times: in the overlap of two windows a word belongs to the window in whose half its middle lies. A word
   that both windows heard (equal but for case and punctuation, middles at most 0.25 s apart) has the mean of its two
-  middles, so that it neither vanishes nor comes twice where the two disagree about its time.
+  middles, so that it neither vanishes nor comes twice where the two disagree about its time; such words keep the order
+  in which they were heard.
 - Words without times: the longest run of words that ends the first window and begins the second one is kept once. It
   must be longer than what lies between it and the two ends; without such a run nothing is dropped.
 - A window that failed heard nothing, and its neighbours keep all that they heard.
@@ -205,8 +206,10 @@ def _apart_by_time(
     for _, i, j in apart:  # the nearest first: of two equal words in a row each finds its own copy
         if all((i - a) * (j - b) > 0 for a, b in pairs):
             pairs.append((i, j))
-    for i, j in pairs:
-        left_middles[i] = right_middles[j] = (left_middles[i] + right_middles[j]) / 2
+    latest = -math.inf
+    for i, j in sorted(pairs):  # as they were heard, even where the means of two neighbours stand the other way round
+        latest = max(latest, (left_middles[i] + right_middles[j]) / 2)
+        left_middles[i] = right_middles[j] = latest
     return [i for i, m in enumerate(left_middles) if m >= half], [j for j, m in enumerate(right_middles) if m < half]
 
 
