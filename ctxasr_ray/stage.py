@@ -98,6 +98,11 @@ class Costs:
         name = f"{PEAK}{name}"
         self.counters[name] = max(self.counters.get(name, 0), int(amount))
 
+    def add(self, counters: Mapping[str, int]) -> None:
+        """Takes in counters that were kept elsewhere: those of largest values as such, all others as sums."""
+        for name, amount in counters.items():
+            (self.peak if name.startswith(PEAK) else self.count)(name.removeprefix(PEAK), amount)
+
     def name(self, kind: str, things: Iterable[str]) -> None:
         """Keeps things by name, for example the `unwritable_phrases` of a recogniser; nothing is counted twice."""
         if found := dict.fromkeys(things):

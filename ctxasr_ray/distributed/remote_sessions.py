@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.distributed.cluster import ray
-from ctxasr_ray.stage import PEAK, Costs, TreeNodes, TreeScorer
+from ctxasr_ray.stage import Costs, TreeNodes, TreeScorer
 
 Int32 = npt.NDArray[np.int32]
 Scores = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -221,7 +221,7 @@ class RemoteSessions:
             old.append(session.placed(0, firsts[id(session)]))
         prefixes = [session.prefix for session in sessions]
         life, handles, counters = value_of(self._actors[actor].open.remote(self._name, prefixes, old))
-        self._count(counters)
+        self.costs.add(counters)
         for session, handle, nodes in zip(sessions, handles, old, strict=True):
             session.actor, session.life, session.handle = actor, life, handle
             self.costs.count("sessions_replayed", firsts[id(session)] > 0)
@@ -243,7 +243,7 @@ class RemoteSessions:
                     session.handle = None
                 continue
             values, counters = answer
-            self._count(counters)
+            self.costs.add(counters)
             results.update({id(session): each for session, each in zip(mine, values, strict=True)})
         if died is not None:
             raise died
@@ -263,10 +263,6 @@ class RemoteSessions:
             time.sleep(0.2)
             pause = min(60.0, 2 * pause)
         raise RuntimeError(f"no language model of a pool of {len(self._actors)} answered within {START_S:.0f} s.")
-
-    def _count(self, counters: Mapping[str, int]) -> None:
-        for name, amount in counters.items():
-            (self.costs.peak if name.startswith(PEAK) else self.costs.count)(name.removeprefix(PEAK), amount)
 
 
 def _by_place(sessions: Sequence[Session]) -> dict[tuple[int, str], list[Session]]:

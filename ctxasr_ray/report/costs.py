@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ctxasr_ray.stage import PEAK
+from ctxasr_ray.stage import Costs
 
 _LOAD: Final = "load"
 """The kind of seconds that a longer run does not pay again; left out of rates."""
@@ -65,7 +65,7 @@ def by_step(costs: Sequence[Mapping[str, Any]]) -> list[StepCost]:
 
 def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
     seconds: dict[str, float] = {}
-    counters: dict[str, int] = {}
+    counted = Costs()
     utterances: dict[str, list[int]] = {}
     for shard in shards:
         for name, values in shard.get("utterances", {}).items():
@@ -73,12 +73,8 @@ def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
         for name, value in shard["seconds"].items():
             if name != _WHOLE:
                 seconds[name] = seconds.get(name, 0.0) + float(value)
-        peaks = {name: shard[name] for name in _PEAKS if shard.get(name)}
-        for name, value in {**shard["counters"], **peaks}.items():
-            if name.startswith(PEAK):
-                counters[name] = max(counters.get(name, 0), int(value))
-            else:
-                counters[name] = counters.get(name, 0) + int(value)
+        counted.add(shard["counters"])
+        counted.add({name: shard[name] for name in _PEAKS if shard.get(name)})
     return StepCost(
         step=step,
         table=str(shards[0]["table"]),
@@ -87,7 +83,7 @@ def _add(step: str, shards: Sequence[Mapping[str, Any]]) -> StepCost:
         rows=sum(int(shard["rows"]) for shard in shards),
         wall_s=sum(_wall(shard) for shard in shards),
         seconds=seconds,
-        counters=counters,
+        counters=counted.counters,
         utterances=utterances,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.search.ctc_expand import NO_BOOST, Boost, Frame, expand, room
+from ctxasr_ray.search.ctc_expand import NO_BOOST, Boost, Frame, empty_room, expand
 from ctxasr_ray.search.ctc_kernels import best_of, log_add, only_blank, prune_labels, select
 from ctxasr_ray.search.ctc_run import labels_of, run
 from ctxasr_ray.search.ctc_state import (
@@ -175,7 +175,7 @@ class CtcBeamSearch:
         positions = np.empty(self.num_labels, dtype=np.int32)
         kept = prune_labels(log_probs, self.blank_id, settings.suppressed, self.min_label_log_prob, labels, positions)
         frame = Frame(log_probs, self.blank_id, labels, positions, kept, self.beam_threshold, max_bonus)
-        expand(state.beam, state.trie, frame, NO_BOOST, state.candidates, room(self.beam_size, len(labels), 0))
+        expand(state.beam, state.trie, frame, NO_BOOST, state.candidates, empty_room(self.beam_size, len(labels), 0))
         return True
 
     def prune(self, state: BeamState) -> None:

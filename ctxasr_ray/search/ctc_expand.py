@@ -89,7 +89,7 @@ class Room(NamedTuple):
 
 
 @compiled_within
-def room(beam_size: int, max_labels: int, num_boosted: int) -> Room:
+def empty_room(beam_size: int, max_labels: int, num_boosted: int) -> Room:
     """Scratch for K rows and L labels, and for so many candidates whose labels may earn something."""
     taken_KL = np.empty((beam_size, max_labels), dtype=np.bool_)
     return Room(taken_KL, np.zeros((2, num_boosted), dtype=np.int32), np.empty(beam_size, dtype=np.int32))
@@ -108,10 +108,10 @@ def _expand_stays(
     frame: Frame,
     taken_KL: npt.NDArray[np.bool_],
     candidates: Candidates,
-) -> tuple[float, float]:
-    """Rows that write nothing new, plus the mass that their parents in the beam hand down; best and worst score."""
+) -> float:
+    """Rows that write nothing new, plus the mass that their parents in the beam hand down; the best score."""
     log_probs_V, position_V, blank_id = frame.log_probs, frame.positions, frame.blank_id
-    best, worst = -np.inf, np.inf
+    best = -np.inf
     for row in range(beam.size[0]):
         node = beam.node[row]
         label = -np.inf
@@ -134,8 +134,7 @@ def _expand_stays(
         candidates.fusion[row] = beam.fusion[row]
         candidates.score[row] = log_add(blank, label) + beam.fusion[row]
         best = max(best, candidates.score[row])
-        worst = min(worst, candidates.score[row])
-    return best, worst
+    return best
 
 
 @compiled_within
@@ -172,12 +171,12 @@ def _expander(digest: str) -> Callable[..., int]:
         taken_KL[:size, :num_labels] = False
         for row in range(size):
             trie.row[beam.node[row]] = row
-        best, worst = _expand_stays(beam, trie, frame, taken_KL, candidates)
+        best = _expand_stays(beam, trie, frame, taken_KL, candidates)
         settled, count = frame.most < 0, size
-        floor = (max(best - threshold, worst) if size == heap_K.shape[0] else best - threshold) - max(frame.most, 0.0)
-        heap_K[:size] = candidates.row[:size]
-        if settled and size == heap_K.shape[0]:
-            heapify(heap_K, candidates.score)
+        heap_K[:size] = candidates.row[:size]  # those that stay come first, in the order of the rows
+        if size == heap_K.shape[0]:
+            heapify(heap_K, size, candidates.score)
+        floor = _floor(best - threshold, heap_K, size, candidates.score) - max(frame.most, 0.0)
         for row in range(beam.size[0]):
             node = beam.node[row]
             trie.row[node] = -1

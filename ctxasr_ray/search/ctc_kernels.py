@@ -110,10 +110,10 @@ def _sift_down(heap_K: Int32s, size: int, score_C: Floats, start: int) -> None:
 
 
 @compiled
-def heapify(heap_K: Int32s, score_C: Floats) -> None:
-    """Makes a heap of all of `heap_K`; its root ranks last."""
-    for place in range(heap_K.shape[0] // 2 - 1, -1, -1):
-        _sift_down(heap_K, heap_K.shape[0], score_C, place)
+def heapify(heap_K: Int32s, size: int, score_C: Floats) -> None:
+    """Makes a heap of the first candidates in `heap_K`; its root ranks last."""
+    for place in range(size // 2 - 1, -1, -1):
+        _sift_down(heap_K, size, score_C, place)
 
 
 @compiled
@@ -122,7 +122,7 @@ def push(heap_K: Int32s, size: int, score_C: Floats, c: int) -> int:
     if size < heap_K.shape[0]:
         heap_K[size] = c
         if size + 1 == heap_K.shape[0]:
-            heapify(heap_K, score_C)
+            heapify(heap_K, size + 1, score_C)
         return size + 1
     if _worse(score_C, heap_K[0], c):
         heap_K[0] = c
@@ -143,8 +143,7 @@ def best_of(candidates: Candidates, heap_K: Int32s) -> int:
 def _sort(heap_K: Int32s, size: int, score_C: Floats, threshold: float) -> int:
     """Orders what `push` took in, best first; returns how many are left within the threshold of the best."""
     if size < heap_K.shape[0]:
-        for place in range(size // 2 - 1, -1, -1):
-            _sift_down(heap_K, size, score_C, place)
+        heapify(heap_K, size, score_C)
     for end in range(size - 1, 0, -1):
         heap_K[0], heap_K[end] = heap_K[end], heap_K[0]
         _sift_down(heap_K, end, score_C, 0)

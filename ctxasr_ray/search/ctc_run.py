@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ctxasr_ray.keywords import automaton_kernels
 from ctxasr_ray.search import ctc_expand, ctc_kernels
-from ctxasr_ray.search.ctc_expand import Boost, Frame, expand, has_phrases, room
+from ctxasr_ray.search.ctc_expand import Boost, Frame, empty_room, expand, has_phrases
 from ctxasr_ray.search.ctc_kernels import only_blank, prune_labels, select
 from ctxasr_ray.search.ctc_state import (
     NEVER,
@@ -112,7 +112,7 @@ def _runner(digest: str) -> Callable[..., tuple[int, Beam, Beam]]:
         labels_L = np.empty(settings.max_labels, dtype=np.int32)
         position_V = np.empty(log_probs_TV.shape[1], dtype=np.int32)
         boosted = has_phrases(boost.shared) or has_phrases(boost.own)
-        scratch = room(beam_size, settings.max_labels, candidates.row.shape[0] if boosted else 0)
+        scratch = empty_room(beam_size, settings.max_labels, candidates.row.shape[0] if boosted else 0)
         for t in range(first, until):
             log_probs_V = log_probs_TV[t]
             if log_probs_V[blank] >= settings.skip_log_prob:
