@@ -131,8 +131,8 @@ def test_distance_is_zero_for_the_same_sound_and_grows_with_what_differs() -> No
 
 
 def test_spans_of_several_words_are_found() -> None:
-    found = replacements(
-        ["all", "men", "milk"],
+    (found,) = replacements(
+        [["all", "men", "milk"]],
         ["almond milk"],
         max_distance=0.4,
         min_evidence=0.0,

@@ -107,13 +107,45 @@ def test_the_nearest_by_sound_are_those_of_an_exhaustive_search() -> None:
         f"{a}{b}{c}" for a in ("kow", "brim", "stel", "zam") for b in ("al", "or", "en") for c in ("ski", "ta", "vich")
     ]
     index = phonetic_index(words)
+    lengths = np.asarray([len(one) for one in index.sounds])
     for query in ("kovalsky", "brimmer ta", "zamorvic"):
-        ((places, worth),) = index.nearest([sound(query)], most=len(words), max_distance=0.9, max_edits=1.0)
+        heard = sound(query)
+        places, worth = index.nearest([heard], max_distance=0.9, looked_at=len(words), least_shared=0.0, max_edits=1.0)
+        every = lengths * (0.9 - distances([heard], list(index.sounds))[0])
         assert worth.tolist() == sorted(worth.tolist(), reverse=True)
-        lengths = np.asarray([len(one) for one in index.sounds])
-        every = lengths * (0.9 - distances([sound(query)], list(index.sounds))[0])
         assert every[places].tolist() == worth.tolist()
         assert every.argmax() == places[0]
+        sharing = {n for n, one in enumerate(index.sounds) if len(_pairs(one) & _pairs(heard)) >= 2 and every[n] >= 0}
+        assert sharing <= set(places.tolist())
+    parts = ["kovalsky", "brimmer ta", "zam"]
+    together, worth = index.nearest([sound(part) for part in parts])
+    alone = [dict(zip(*(a.tolist() for a in index.nearest([sound(part)])), strict=True)) for part in parts]
+    best = {n: max(found[n] for found in alone if n in found) for n in set().union(*alone)}
+    assert dict(zip(together.tolist(), worth.tolist(), strict=True)) == best
+
+
+def _pairs(one: str) -> set[str]:
+    padded = f" {one} "
+    return {padded[i : i + 2] for i in range(len(padded) - 1)}
+
+
+def test_only_the_first_phrases_of_a_catalogue_are_looked_for_and_long_sounds_are_counted() -> None:
+    words = ["kowalski", "kovalsky", "zimbrato", " ".join(["brown sugar"] * 30), *(f"{a}rim" for a in "bgpt")]
+    index = phonetic_index(words * 20)
+    for num in (0, 1, 3, 90, 160):
+        places, _ = index.nearest(
+            [sound("kovalski"), sound(" ".join(["brown sugar"] * 29))], num_shared=num, looked_at=200
+        )
+        assert (places < num).all()
+        assert {n % 8 for n in places.tolist()} >= ({0, 1, 3} if num > 3 else set(range(min(num, 2))))
+
+
+def test_sounds_farther_apart_than_asked_for_are_infinitely_far() -> None:
+    heard, phrases = [sound(one) for one in ("kovalsky", "brim")], [sound(one) for one in ("kowalski", "sweetener")]
+    every, near = distances(heard, phrases), distances(heard, phrases, np.asarray([0.5, 0.3]))
+    assert near[0, 0] == every[0, 0]
+    assert ((near == every) | (np.isposinf(near) & (every > np.asarray([0.5, 0.3])))).all()
+    assert np.isposinf(near).any()
 
 
 def test_semantic_neighbours_come_from_any_encoder() -> None:

@@ -101,7 +101,7 @@ class Replacement:
 
 
 def replacements(
-    words: Sequence[str],
+    texts: Sequence[Sequence[str]],
     phrases: Sequence[str],
     *,
     max_distance: float,
@@ -109,11 +109,11 @@ def replacements(
     max_words: int,
     normaliser: str,
     voice: str,
-) -> list[Replacement]:
-    """Every span of a text that sounds like a phrase, near enough.
+) -> list[list[Replacement]]:
+    """Every span of each text that sounds like a phrase, near enough; a span of several texts is compared once.
 
     Args:
-        words: Raw words of the text.
+        texts: Raw words of each text.
         phrases: Raw; those without a sound are passed over.
         max_distance: Largest distance, included.
         min_evidence: Least evidence of a replacement; a phrase that is written already needs none.
@@ -123,35 +123,54 @@ def replacements(
     """
     from ctxasr_ray.keywords.phonetic import distances, sound
 
-    spans = [(i, j) for i in range(len(words)) for j in range(i + 1, min(i + max_words, len(words)) + 1)]
-    if not spans or not phrases:
-        return []
-    heard = [sound(text.normalise(word, "basic"), voice) for word in words]
-    sounds = ["".join(heard[i:j]) for i, j in spans]
+    heard = {word: sound(text.normalise(word, "basic"), voice) for words in texts for word in words}
+    spans = [
+        [
+            (i, j, " ".join(words[i:j]))
+            for i in range(len(words))
+            for j in range(i + 1, min(i + max_words, len(words)) + 1)
+        ]
+        for words in texts
+    ]
+    sounds = {
+        raw: "".join(heard[word] for word in words[i:j])
+        for words, row in zip(texts, spans, strict=True)
+        for i, j, raw in row
+    }
     targets = [sound(text.normalise(phrase, "basic"), voice) for phrase in phrases]
     normals = {text.normalise(phrase, normaliser): n for n, phrase in enumerate(phrases)}
-    distance_SN = distances(sounds, targets)
-    for s, (i, j) in enumerate(spans):
-        same = normals.get(text.normalise(" ".join(words[i:j]), normaliser))
-        if same is not None:
-            distance_SN[s, same] = 0.0
-    found = []
-    for s, n in zip(*np.nonzero(distance_SN <= max_distance), strict=True):
-        i, j = spans[s]
-        same = normals.get(text.normalise(" ".join(words[i:j]), normaliser)) == n
-        evidence = len(targets[n]) * (max_distance - float(distance_SN[s, n]))
-        if not sounds[s] or not targets[n] or (evidence < min_evidence and not same):
-            continue
-        found.append(
+    distinct = list(dict.fromkeys(one for one in sounds.values() if one))
+    largest = [max_distance - min_evidence / max(len(target), 1) + 1e-9 for target in targets]
+    near: dict[str, list[tuple[int, float]]] = {one: [] for one in distinct}
+    if distinct and targets:
+        distance_SN = distances(distinct, targets, np.asarray(largest))
+        for s, n in zip(*(places.tolist() for places in np.nonzero(distance_SN <= max_distance)), strict=True):
+            if targets[n] and len(targets[n]) * (max_distance - float(distance_SN[s, n])) >= min_evidence:
+                near[distinct[s]].append((n, float(distance_SN[s, n])))
+
+    def of_span(raw: str) -> list[tuple[int, float]]:
+        """Phrases near a span; the one that it is already at distance 0."""
+        found = near.get(sounds[raw], [])
+        same = normals.get(text.normalise(raw, normaliser))
+        if same is None or not sounds[raw] or not targets[same]:
+            return found
+        return sorted([(same, -1.0), *(one for one in found if one[0] != same)])
+
+    of_raw = {raw: of_span(raw) for raw in sounds}
+    return [
+        [
             Replacement(
                 start=i,
                 stop=j,
-                phrase=" ".join(words[i:j]) if same else phrases[n],
-                distance=float(distance_SN[s, n]),
-                evidence=evidence + (_WRITTEN if same else 0.0),
+                phrase=raw if distance < 0 else phrases[n],
+                distance=max(distance, 0.0),
+                evidence=len(targets[n]) * (max_distance - max(distance, 0.0)) + (_WRITTEN if distance < 0 else 0.0),
             )
-        )
-    return found
+            for i, j, raw in row
+            for n, distance in of_raw[raw]
+        ]
+        for row in spans
+    ]
 
 
 def best_together(found: Sequence[Replacement], num_words: int) -> list[Replacement]:
@@ -255,17 +274,17 @@ class KeywordCandidates:
         config = self.config
         ways: list[tuple[float, str]] = []
         alone: list[tuple[float, str]] = []
-        for rank, raw in enumerate(raws):
-            words = raw.split()
-            found = replacements(
-                words,
-                phrases,
-                max_distance=config.max_distance,
-                min_evidence=config.min_evidence,
-                max_words=config.max_words,
-                normaliser=config.normaliser,
-                voice=config.voice,
-            )
+        texts = [raw.split() for raw in raws]
+        every = replacements(
+            texts,
+            phrases,
+            max_distance=config.max_distance,
+            min_evidence=config.min_evidence,
+            max_words=config.max_words,
+            normaliser=config.normaliser,
+            voice=config.voice,
+        )
+        for rank, (words, found) in enumerate(zip(texts, every, strict=True)):
             written = [r for r in found if r.phrase == " ".join(words[r.start : r.stop])]
             for chosen in (best_together(found, len(words)), best_together(written, len(words))):
                 evidence = sum(replacement.evidence for replacement in chosen) - config.rank_cost * rank

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ctxasr_ray.keywords.phonetic import PhoneticIndex
 
 WAYS: Final = ("exact", "phonetic", "plausible", "semantic")
-_QUERIES_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +34,7 @@ class ShortlistConfig(CatalogueOptions):
     """Keeps at most `max_phrases` of a row's list. Inputs: HYPOTHESES, CONTEXT, and of way `plausible` its CONTEXT."""
 
     NAME: ClassVar[str] = "shortlist"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"hypotheses": ("hypotheses",), "context": COLUMNS}
     WRITES: ClassVar[str] = "context"
 
@@ -181,55 +180,46 @@ class Shortlist:
     def _phonetic(
         self, rows: Sequence[RowPhrases], texts: Sequence[Sequence[str]], costs: Costs
     ) -> list[dict[int, float]]:
-        """Phrases by the evidence of the span that sounds most like them; each sound of a shard is looked up once."""
+        """Phrases by the evidence of the span that sounds most like them."""
         from ctxasr_ray.keywords.phonetic import distances, evidence, sound
 
         config = self._config
-        sounds = []
-        for hypotheses in texts:
+        index = self._phonetic_index(max((row.num_shared for row in rows), default=0), costs)
+        found = []
+        for row, hypotheses in zip(rows, texts, strict=True):
             spans: dict[str, None] = {}
             for hypothesis in hypotheses:
                 heard = [sound(word, config.voice) for word in text.words(hypothesis, "basic")]
                 spans |= dict.fromkeys("".join(heard[i:j]) for i, j in _spans(len(heard), config.max_words))
-            sounds.append([span for span in spans if span])
-        distinct = list(dict.fromkeys(span for spans in sounds for span in spans))
-        costs.count("phonetic_queries", len(distinct))
-        near = self._nearest(distinct, max((row.num_shared for row in rows), default=0), costs)
-        found = []
-        for row, mine_heard in zip(rows, sounds, strict=True):
+            sounds = [span for span in spans if span]
+            costs.count("phonetic_queries", len(sounds))
             mine: dict[int, float] = {}
-            own_ids = {phrase.phrase_id for phrase in row.own}
-            for span in mine_heard:
-                for place, worth in near.get(span, ()):
-                    if place < row.num_shared and place not in own_ids:
-                        mine[place] = min(-worth, mine.get(place, 0.0))
-            if row.own and mine_heard:
+            if index is not None and row.num_shared and sounds:
+                places, worth = index.nearest(sounds, max_distance=config.max_distance, num_shared=row.num_shared)
+                most = config.max_phrases + len(row.own)  # its own phrases may stand among the shared ones
+                mine = dict(zip(places[:most].tolist(), (-worth[:most]).tolist(), strict=True))
+                for phrase in row.own:
+                    mine.pop(phrase.phrase_id, None)
+            if row.own and sounds:
                 targets = [sound(text.normalise(phrase.text, "basic"), config.voice) for phrase in row.own]
-                for n, distance in enumerate(distances(mine_heard, targets).min(axis=0).tolist()):
+                nearest = distances(sounds, targets, config.max_distance).min(axis=0)
+                for n, distance in enumerate(nearest.tolist()):
                     if distance <= config.max_distance:
                         mine[-n - 1] = -float(evidence(len(targets[n]), distance, config.max_distance))
             found.append(mine)
         return found
 
-    def _nearest(self, sounds: Sequence[str], num_shared: int, costs: Costs) -> dict[str, list[tuple[int, float]]]:
-        """The shared phrases near each sound, and their evidence."""
+    def _phonetic_index(self, num_shared: int, costs: Costs) -> "PhoneticIndex | None":
+        """The sounds of the catalogue's first phrases, at least so many; None where nothing is shared."""
         if self._catalogue is None or num_shared == 0:
-            return {}
+            return None
         from ctxasr_ray.keywords.phonetic import phonetic_index
 
         if self._index is None or self._index[0] < num_shared:
             with costs.timed("index"):
                 phrases = [text.normalise(phrase, "basic") for phrase in self._catalogue.phrases[:num_shared]]
                 self._index = num_shared, phonetic_index(phrases, self._config.voice)
-        near = {}
-        for start in range(0, len(sounds), _QUERIES_AT_ONCE):
-            queries = sounds[start : start + _QUERIES_AT_ONCE]
-            answers = self._index[1].nearest(
-                queries, most=self._config.max_phrases, max_distance=self._config.max_distance
-            )
-            for query, (places, worth) in zip(queries, answers, strict=True):
-                near[query] = list(zip(places.tolist(), worth.tolist(), strict=True))
-        return near
+        return self._index[1]
 
     def _plausible(self, rows: Sequence[RowPhrases], context: pa.Table) -> list[dict[int, float]]:
         """Phrases in the order of the table that `PlausibleConfig` made."""

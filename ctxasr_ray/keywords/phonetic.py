@@ -2,8 +2,8 @@
 
 Two phones differ by their articulation: t and d a little, t and m more, t and a vowel wholly. The distance of two texts
 is the cheapest way to turn one's phones into the other's, per phone of the phrase that is looked for, so 0 is the same
-sound and 1 is as if nothing was heard. Catalogues are searched by plain edit distance first (rapidfuzz), the best are
-ranked by the graded one. Letters: Q queries, N phrases, A phones.
+sound and 1 is as if nothing was heard. Catalogues are searched by pairs of phones, where like phones count as one; the
+phrases that share most pairs are ranked by the graded distance. Letters: Q queries, N phrases, A phones, W words of 64.
 
 Reference:
     Features are textbook articulatory phonetics (place, manner, voicing; height, backness); their weights are ours.
@@ -15,15 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cdist
 
+from ctxasr_ray.keywords.phonetic_kernels import Floats, Int64s, Sounds, Words, all_distances, near, pair_bits
 from ctxasr_ray.keywords.pronunciation import IPA_TO_ARPABET, phonemes
-
-Floats = npt.NDArray[np.float64]
 
 _PLACES: Final = {"labial": "P B M F V W", "dental": "TH DH", "alveolar": "T D N S Z L R", "palatal": "SH ZH CH JH Y"}
 _PLACES_BACK: Final = {"velar": "K G NG", "glottal": "HH"}
@@ -42,6 +38,8 @@ _PHONES: Final = (*_VOWELS, *dict.fromkeys(" ".join(_MANNERS.values()).split()))
 _FIRST: Final = 0xE000  # private use: phones become characters that no text holds
 _GAP_VOWEL, _GAP_CONSONANT, _GAP_WEAK = 0.7, 0.7, 0.4
 _WEAK: Final = frozenset(("AH", "IH", "HH"))
+_ALIKE: Final = "P B|F V|TH DH|T D|S Z|SH ZH CH JH|K G|M|N NG|L|R ER|W|Y|HH|IY IH EY|EH AE|AH UH|AA AO AW|OW UW|AY OY"
+"""Classes of phones that are taken for one another; sounds that the table lacks are a class, and so are ends."""
 
 
 def _features(table: dict[str, str]) -> dict[str, int]:
@@ -99,18 +97,20 @@ def sound(text: str, voice: str = "en-us") -> str:
     return "".join([_word_sound(word, voice) for word in text.lower().split()])
 
 
-def distances(heard: Sequence[str], phrases: Sequence[str]) -> Floats:
+def distances(heard: Sequence[str], phrases: Sequence[str], largest: float | Floats = np.inf) -> Floats:
     """Graded distance of every heard sound to every phrase, per phone of the phrase.
 
     Args:
         heard: (Q,) from `sound`.
         phrases: (N,) from `sound`; an empty one is at distance 1 of everything.
+        largest: Of all phrases or of each, (N,): what is farther apart may be given as infinitely far, which is faster.
 
     Returns:
         (Q, N), 0 to 1 and more where much is heard that the phrase does not have.
     """
     swap, gap = costs()
-    return np.asarray(_all_distances(*_flat(heard), *_flat(phrases), swap, gap))
+    limits = np.broadcast_to(np.asarray(largest, dtype=np.float64), len(phrases)).copy()
+    return np.asarray(all_distances(_flat(heard), _flat(phrases), swap, gap, limits))
 
 
 def evidence(num_phones: npt.NDArray[np.int64] | int, distance: Floats | float, max_distance: float) -> Floats:
@@ -121,42 +121,17 @@ def evidence(num_phones: npt.NDArray[np.int64] | int, distance: Floats | float, 
     return np.asarray(num_phones * (max_distance - distance))
 
 
-def _flat(sounds: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def _flat(sounds: Sequence[str]) -> Sounds:
     phones = np.frombuffer("".join(sounds).encode("utf-32-le"), dtype=np.int32) - _FIRST
-    return phones, np.concatenate([[0], np.cumsum([len(one) for one in sounds])]).astype(np.int64)
+    return Sounds(phones, np.concatenate([[0], np.cumsum([len(one) for one in sounds])]).astype(np.int64))
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba is untyped
-def _all_distances(
-    heard: npt.NDArray[np.int32],
-    heard_offsets: npt.NDArray[np.int64],
-    phrases: npt.NDArray[np.int32],
-    phrase_offsets: npt.NDArray[np.int64],
-    swap: Floats,
-    gap: Floats,
-) -> Floats:
-    num_heard, num_phrases = len(heard_offsets) - 1, len(phrase_offsets) - 1
-    out = np.ones((num_heard, num_phrases))
-    for n in range(num_phrases):
-        phrase = phrases[phrase_offsets[n] : phrase_offsets[n + 1]]
-        if len(phrase) == 0:
-            continue
-        row = np.empty(len(phrase) + 1)
-        whole = gap[phrase].sum()
-        for q in range(num_heard):
-            row[0] = 0.0
-            for j in range(len(phrase)):
-                row[j + 1] = row[j] + gap[phrase[j]]
-            for i in range(heard_offsets[q], heard_offsets[q + 1]):
-                phone = heard[i]
-                diagonal = row[0]
-                row[0] += gap[phone]
-                for j in range(len(phrase)):
-                    best = min(diagonal + swap[phone, phrase[j]], row[j + 1] + gap[phone], row[j] + gap[phrase[j]])
-                    diagonal = row[j + 1]
-                    row[j + 1] = best
-            out[q, n] = row[len(phrase)] / whole
-    return out
+@functools.cache
+def _classes() -> tuple[npt.NDArray[np.int32], int]:
+    """(A,) the class of each phone, and that of an end."""
+    alike = [phones.split() for phones in _ALIKE.split("|")]
+    place = {phone: number for number, phones in enumerate(alike) for phone in phones}
+    return np.asarray([*(place[phone] for phone in _PHONES), len(alike)], dtype=np.int32), len(alike) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,55 +140,69 @@ class PhoneticIndex:
 
     sounds: tuple[str, ...]
     """(N,) in the order of the catalogue."""
-    order: npt.NDArray[np.int64]
+    order: Int64s
     """(N,) phrases by ascending length."""
-    by_length: tuple[str, ...]
+    lengths: Int64s
+    """(N,) phones, in that order."""
+    flat: Sounds
     """Sounds in that order."""
-    lengths: npt.NDArray[np.int64]
-    """(N,) ascending."""
+    bits: Words
+    """(pairs of classes, W) which phrases, in that order, have a pair."""
 
     def nearest(
-        self, heard: Sequence[str], *, most: int, max_distance: float = 0.6, max_edits: float = 0.4
-    ) -> list[tuple[npt.NDArray[np.int64], Floats]]:
-        """The phrases for which each query is most evidence: long ones that it sounds like.
+        self,
+        heard: Sequence[str],
+        *,
+        max_distance: float = 0.6,
+        num_shared: int | None = None,
+        looked_at: int = 16,
+        least_shared: float = 0.25,
+        max_edits: float = 0.4,
+    ) -> tuple[Int64s, Floats]:
+        """The phrases that some query sounds like, and how much evidence the best of the queries is for each.
+
+        Defaults: on 60 utterances of the synthetic dev part and 50,000 phrases, the true ones among them, 61 % of these
+        are among the 64 of most evidence, as many as where all within `max_edits` are found first. Without `max_edits`
+        it is 66 %, but keyword F1 of candidates from 1,000 phrases falls from 0.69 to 0.61.
 
         Args:
             heard: (Q,) from `sound`.
-            most: Phrases per query, at most.
             max_distance: Graded distance beyond which a phrase is left out.
-            max_edits: Plain edits per phone of the query beyond which a phrase is not looked at, 0 to 1.
+            num_shared: Only the first phrases of the catalogue are looked for; None: all.
+            looked_at: Phrases per query that are compared phone by phone: those that share most pairs, and ties.
+            least_shared: Share of a query's pairs that a phrase must have to be compared, 0 to 1; two at least.
+            max_edits: Plain edits per phone of the query beyond which a phrase is left out.
 
         Returns:
-            Per query the phrases, and their evidence as `evidence` gives it, largest first.
+            (phrases, evidence as `evidence` gives it), the most evidence first, else in the order of the catalogue.
         """
-        by_length: dict[int, list[int]] = {}
-        for q, one in enumerate(heard):
-            by_length.setdefault(len(one), []).append(q)
-        found: list[tuple[npt.NDArray[np.int64], Floats]] = [(np.zeros(0, np.int64), np.zeros(0))] * len(heard)
-        for length, queries in by_length.items():
-            limit = int(max_edits * length)
-            low, high = np.searchsorted(self.lengths, [max(length - limit, 1), length + limit + 1])
-            if length == 0 or low == high:
-                continue
-            choices = self.by_length[low:high]
-            plain = cdist(
-                [heard[q] for q in queries], choices, scorer=Levenshtein.distance, score_cutoff=limit, dtype=np.uint8
-            )
-            for q, row in zip(queries, plain, strict=True):
-                near = np.flatnonzero(row <= limit)
-                if len(near) > 2 * most:
-                    near = near[np.argpartition(row[near], 2 * most)[: 2 * most]]
-                graded = distances([heard[q]], [choices[n] for n in near.tolist()])[0]
-                close = graded <= max_distance
-                near = near[close]
-                worth = evidence(self.lengths[low + near], graded[close], max_distance)
-                best = np.argsort(-worth, kind="stable")[:most]
-                found[q] = (self.order[low + near[best]], worth[best])
-        return found
+        spans = _flat(heard)
+        phones_Q = np.diff(spans.offsets)
+        room_Q = (max_edits * phones_Q).astype(np.int64)
+        first_Q, stop_Q = (
+            np.searchsorted(self.lengths, bound) for bound in (np.maximum(phones_Q - room_Q, 1), phones_Q + room_Q + 1)
+        )
+        classes, edge = _classes()
+        _, n, apart = near(
+            spans, first_Q, stop_Q, self.flat, self.bits, self._allowed(num_shared), classes, edge, *costs(),
+            looked_at, least_shared, max_distance, max_edits,
+        )  # fmt: skip
+        worth, places = evidence(self.lengths[n], apart, max_distance), self.order[n]
+        by_place = np.lexsort((-worth, places))
+        first = np.flatnonzero(np.diff(places[by_place], prepend=-1))
+        best = by_place[first]
+        best = best[np.argsort(-worth[best], kind="stable")]
+        return places[best], worth[best]
+
+    def _allowed(self, num_shared: int | None) -> Words:
+        """(W,) a bit for each of the first phrases of the catalogue."""
+        flags = np.zeros(64 * self.bits.shape[1], dtype=np.bool_)
+        flags[: len(self.order)] = self.order < (len(self.order) if num_shared is None else num_shared)
+        return np.packbits(flags, bitorder="little").view(np.uint64)
 
 
 def phonetic_index(phrases: Sequence[str], voice: str = "en-us") -> PhoneticIndex:
-    """Pronounces a list; some 30 us per new word.
+    """Pronounces a list of at least one phrase; some 30 us per new word.
 
     Raises:
         RuntimeError: as `pronunciation.phonemes`.
@@ -221,4 +210,5 @@ def phonetic_index(phrases: Sequence[str], voice: str = "en-us") -> PhoneticInde
     sounds = tuple(sound(phrase, voice) for phrase in phrases)
     lengths = np.asarray([len(one) for one in sounds], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
-    return PhoneticIndex(sounds, order, tuple(sounds[n] for n in order.tolist()), lengths[order])
+    flat = _flat([sounds[n] for n in order.tolist()])
+    return PhoneticIndex(sounds, order, lengths[order], flat, pair_bits(flat, *_classes()))
