@@ -52,7 +52,7 @@ def test_the_evidence_of_every_phrase_is_that_of_its_best_path() -> None:
     trie = phrase_trie(spellings(lists), NUM_LABELS)
     for seed in range(4):
         log_probs = _frames(seed, 9)
-        found = plausibility(trie, log_probs, BLANK, reward=2.0, slack=np.inf)
+        found = plausibility(trie, log_probs, BLANK, reward=2.0, slack=np.inf, beam_size=10_000)
         expected = [_by_hand(ways[0].tolist(), log_probs, 2.0) for ways in lists]
         assert found == pytest.approx(expected, abs=1e-4)
 
@@ -61,16 +61,33 @@ def test_slack_gives_up_beginnings_and_never_invents_evidence() -> None:
     lists = [[np.asarray(ids, np.int32)] for ids in ([0, 1, 2], [3, 4], [2, 2])]
     trie = phrase_trie(spellings(lists), NUM_LABELS)
     log_probs = _frames(9, 12)
-    every, some = (plausibility(trie, log_probs, BLANK, reward=1.0, slack=slack) for slack in (np.inf, 0.5))
+    every, some = (
+        plausibility(trie, log_probs, BLANK, reward=1.0, slack=slack, beam_size=99) for slack in (np.inf, 0.5)
+    )
     assert (some <= every + 1e-6).all()
     assert np.isneginf(some).any()
 
 
+def test_a_beam_keeps_the_best_phrases_and_never_invents_evidence() -> None:
+    rng = np.random.default_rng(5)
+    lists = [[rng.integers(0, BLANK, size=rng.integers(3, 9)).astype(np.int32)] for _ in range(400)]
+    trie = phrase_trie(spellings(lists), NUM_LABELS)
+    log_probs = _frames(6, 40)
+    sizes = (100_000, 200, 20)
+    every, most, few = (plausibility(trie, log_probs, BLANK, reward=2.0, slack=9.0, beam_size=n) for n in sizes)
+    assert (few <= every).all()
+    assert (most <= every).all()
+    assert np.isfinite(every).sum() > np.isfinite(most).sum() > np.isfinite(few).sum()
+    assert most.max() == every.max()
+    whole = plausibility(trie, log_probs, BLANK, reward=2.0, slack=9.0, beam_size=len(trie.token))
+    assert whole.tolist() == every.tolist()
+
+
 def test_no_phrase_and_no_frame_are_no_evidence() -> None:
     trie = phrase_trie(spellings([]), NUM_LABELS)
-    assert plausibility(trie, _frames(1, 3), BLANK, reward=1.0, slack=1.0).tolist() == []
+    assert plausibility(trie, _frames(1, 3), BLANK, reward=1.0, slack=1.0, beam_size=9).tolist() == []
     one = phrase_trie(spellings([[np.asarray([1], np.int32)]]), NUM_LABELS)
-    assert plausibility(one, np.zeros((0, NUM_LABELS)), BLANK, reward=1.0, slack=1.0).tolist() == [-np.inf]
+    assert plausibility(one, np.zeros((0, NUM_LABELS)), BLANK, reward=1.0, slack=1.0, beam_size=9).tolist() == [-np.inf]
 
 
 def test_a_shortlist_takes_the_plausible_phrases_in_their_order(tmp_path: Path) -> None:

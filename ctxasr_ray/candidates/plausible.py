@@ -36,7 +36,7 @@ class PlausibleConfig(CatalogueOptions):
     """
 
     NAME: ClassVar[str] = "plausible"
-    STAGE_VERSION: ClassVar[int] = 1
+    STAGE_VERSION: ClassVar[int] = 2
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {"utterances": COLUMNS, "context": CONTEXT_COLUMNS}
     WRITES: ClassVar[str] = "context"
 
@@ -50,16 +50,20 @@ class PlausibleConfig(CatalogueOptions):
     at 0.021; a reward of 2: 0.77 at 0.008)."""
     slack: float = 4.0
     """Nats of evidence below 0 at which the beginning of a phrase is given up."""
+    beam_size: int = 3000
+    """Beginnings of phrases that go on after a frame, about: bounds what vague frames cost with a long list. On the 60
+    utterances above, 94 of 116 true phrases stand among the first 64 of 50,000 (93 with 2000, 94 with 4000, 95 without
+    a bound at six times the cost)."""
     resources: Resources = field(default_factory=Resources)
     """Actors of the pool."""
 
     def __post_init__(self) -> None:
         """Refuses what finds nothing."""
         self.recogniser.check()
-        if not (self.reward > 0 and self.slack >= 0) or self.max_phrases < 1:
+        if not (self.reward > 0 and self.slack >= 0) or min(self.max_phrases, self.beam_size) < 1:
             raise ValueError(
-                f"reward is {self.reward}, slack {self.slack}, max_phrases {self.max_phrases}; expected nats above 0, "
-                "nats of at least 0, and at least 1."
+                f"reward is {self.reward}, slack {self.slack}, max_phrases {self.max_phrases}, beam_size "
+                f"{self.beam_size}; expected nats above 0, nats of at least 0, and at least 1 of both."
             )
 
     def fingerprint(self) -> Mapping[str, str]:
@@ -144,7 +148,8 @@ class Plausible:
             evidence_P = self._evidence(shared, log_probs_TV, costs)
             evidence_P[[phrase.phrase_id for phrase in row.own if 0 <= phrase.phrase_id < row.num_shared]] = -np.inf
             weights = catalogue.weights()
-            for n in np.argsort(-evidence_P, kind="stable")[: self._config.max_phrases].tolist():
+            heard = np.flatnonzero(evidence_P > -np.inf)
+            for n in heard[np.argsort(-evidence_P[heard], kind="stable")[: self._config.max_phrases]].tolist():
                 phrase = Phrase(
                     phrase_id=n, text=catalogue.phrases[n], weight=float(weights[n]), origin=self._config.NAME
                 )
@@ -190,6 +195,14 @@ class Plausible:
         config, blank_id = self._config, self._model.vocabulary.blank_id
         evidence_P = np.full(tries.num_phrases, -np.inf, dtype=np.float32)
         with costs.timed("shortlist"):
-            evidence_S = plausibility(tries.trie, log_probs_TV, blank_id, reward=config.reward, slack=config.slack)
-        np.maximum.at(evidence_P, tries.owners, evidence_S)
+            evidence_S = plausibility(
+                tries.trie,
+                log_probs_TV,
+                blank_id,
+                reward=config.reward,
+                slack=config.slack,
+                beam_size=config.beam_size,
+            )
+            heard = np.flatnonzero(evidence_S > -np.inf)
+            np.maximum.at(evidence_P, tries.owners[heard], evidence_S[heard])
         return evidence_P

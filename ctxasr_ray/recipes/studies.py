@@ -46,7 +46,11 @@ def _candidates(name: str, shortlist: ShortlistConfig | None, context: ContextCo
 
 
 def study_list_sizes() -> Experiment:
-    """Lists of 10 to 50,000 phrases on the same utterances: boost in the search, and candidates of a shortlist."""
+    """Lists of 10 to 50,000 phrases on the same utterances: boost in the search, and candidates of a shortlist.
+
+    An utterance's true phrases are its own, and a shortlist looks own phrases up apart from the list: recall@k tells
+    how they rank against the list, and not what a search pruned for the list's length would lose of them.
+    """
     shortlist = ShortlistConfig(ways=_UNION, plausible=_PLAUSIBLE)
     branches: dict[str, Branch] = {}
     for size in LIST_SIZES:
