@@ -27,6 +27,8 @@ from ctxasr_ray.schema import conform
 from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.search.label_synchronous import LabelSynchronousSearch
 from ctxasr_ray.stage import Costs
+from ctxasr_ray.training.assets import ASSETS
+from ctxasr_ray.training.sources import SyntheticSpeech
 from ctxasr_ray.training.trainable import Lora, train_parts
 
 TEXTS = ["a time of you", "a time of", "", "of a time"]
@@ -228,3 +230,15 @@ def test_a_prompt_has_one_place_for_the_speech(model: speech_llm.SpeechLlm) -> N
         Prompt(model.tokens.tokenizer, "transcribe")
     with pytest.raises(ValueError, match="activation 'tanh' is unknown"):
         AdapterConfig(activation="tanh")  # type: ignore[arg-type]
+
+
+def test_the_shipped_model_believes_what_was_said_and_not_what_another_said() -> None:
+    speech = SyntheticSpeech(num_utterances=2, split="dev")
+    examples = [speech.example(index) for index in range(2)]
+    found = load_audio_lm(checkpoint.resolve(str(ASSETS / "speech_llm")), device="cpu")
+    said = found.tokens.encode([example.text for example in examples])
+    sounds = [found.prefix(example.samples) for example in examples]
+    scores = found.lm.score([ScoreRequest(sound, said) for sound in sounds], Costs())
+    (own_0, other_1), (other_0, own_1) = (one.log_probs.tolist() for one in scores)
+    assert own_0 > other_1 + 20  # nats
+    assert own_1 > other_0 + 20

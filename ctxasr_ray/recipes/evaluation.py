@@ -48,7 +48,7 @@ def whisper() -> Experiment:
 
 def speech_llm() -> Experiment:
     """A language model that hears as recogniser, ours or one of the hub: --first-pass.model NAME."""
-    return Experiment(first_pass=SpeechLlmConfig(model="runs/train/speech_llm/model"))
+    return Experiment(first_pass=SpeechLlmConfig(model=asset("speech_llm")))
 
 
 def parakeet() -> Experiment:

@@ -7,12 +7,13 @@ from ctxasr_ray.experiment import Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.models.speech_lm import QUANTISER
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
+from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 
 
 def speech_lm_rescorings(model: str, *, adapter: str | None = None, name: str = "speech_lm") -> dict[str, Rescoring]:
-    """A speech-text LM as rescorer of one list: text alone, speech first, text first.
+    """A speech-text LM as rescorer of one list: text alone, speech first, text first, both orders together.
 
     Args:
         model: Its directory, the quantiser beside it.
@@ -28,6 +29,21 @@ def speech_lm_rescorings(model: str, *, adapter: str | None = None, name: str = 
         f"{name}/text_only": Rescoring(scorers=(alone,)),
         f"{name}/speech_first": Rescoring(scorers=(first,), units=units),
         f"{name}/text_first": Rescoring(scorers=(last,), units=units),
+        f"{name}/both_orders": Rescoring(scorers=(first, last), units=units),
+    }
+
+
+def speech_llm_rescorings(model: str) -> dict[str, Rescoring]:
+    """An LLM recogniser as rescorer of one list, and its control: the same behind another utterance's sound.
+
+    Args:
+        model: Its directory.
+    """
+    heard = SpeechLlmScorerConfig(model=model)
+    control = SpeechLlmScorerConfig(model=model, source="speech_llm_misheard", hears="next")
+    return {
+        "speech_llm/rescoring": Rescoring(scorers=(heard,)),
+        "speech_llm/misheard": Rescoring(scorers=(control,)),
     }
 
 
@@ -57,6 +73,7 @@ def study_speech_lm() -> Experiment:
             "lm_rescoring/control": Rescoring(scorers=(CausalLmConfig(model=control, source="control"),)),
             **speech_lm_rescorings(asset("speech_lm")),
             **after,
+            **speech_llm_rescorings(asset("speech_llm")),
         },
         synthetic=SyntheticConfig(),
         shard_audio_s=200.0,

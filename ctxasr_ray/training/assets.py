@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from ctxasr_ray.training.publish import digests
 
 ASSETS: Final = Path(__file__).parents[1] / "assets"
 DIGESTS: Final = "digests.json"
+_PLACED: Final = re.compile(r'"[^"]*/ctxasr_ray/assets/(\w+)"')
+"""A shipped model in a recipe, wherever the checkout of its training lay."""
 
 
 def ship(run: Path, name: str, assets: Path = ASSETS) -> None:
@@ -37,7 +40,8 @@ def ship(run: Path, name: str, assets: Path = ASSETS) -> None:
     path = assets / DIGESTS
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     known[name] = shipped
-    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", "utf-8")
+    text = json.dumps(known, indent=2, sort_keys=True)
+    path.write_text(_PLACED.sub(r'"asset:\1"', text) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
