@@ -24,9 +24,10 @@ from rapidfuzz.distance import Levenshtein
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
-from ctxasr_ray.models.causal_lm import CausalLm, ScoreRequest, load_causal_lm
+from ctxasr_ray.models.causal_lm import CausalLm, load_causal_lm
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
 from ctxasr_ray.models.ctc import CtcModel
+from ctxasr_ray.models.list_trees import ScoreRequest
 from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.models.tree_sessions import TreeSessions
 from ctxasr_ray.models.word_boundaries import WordBoundaries

@@ -17,7 +17,7 @@ from ctxasr_ray.experiment import asset  # noqa: E402
 from ctxasr_ray.first_pass.ctc import CtcConfig  # noqa: E402
 from ctxasr_ray.first_pass.ctc_lists import ctc_search  # noqa: E402
 from ctxasr_ray.first_pass.search_lms import SearchLm, words_of  # noqa: E402
-from ctxasr_ray.models.causal_lm import ScoreRequest  # noqa: E402
+from ctxasr_ray.models.list_trees import ScoreRequest  # noqa: E402
 from ctxasr_ray.models.tree_host import TreeHost  # noqa: E402
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig  # noqa: E402
 from ctxasr_ray.search.delayed_fusion import FixedInterval, ShortestHypothesis  # noqa: E402

@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from ctxasr_ray.models.causal_lm import CausalLm, ScoreRequest
+from ctxasr_ray.models.causal_lm import CausalLm
+from ctxasr_ray.models.list_trees import ScoreRequest
 from ctxasr_ray.nbest import flatten
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.stage import Costs

@@ -31,7 +31,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ctxasr_ray.models.causal_lm import CausalLm, ScoreRequest
+from ctxasr_ray.models.causal_lm import CausalLm
+from ctxasr_ray.models.list_trees import ScoreRequest
 
 NUM_UNITS, LENGTH = 200, 250
 """Units of the quantiser, and units per utterance: some 13 s of speech at 25 Hz, runs merged."""

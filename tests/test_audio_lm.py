@@ -7,7 +7,7 @@ from tiny_audio_lms import FAMILIES, make
 from tiny_ctc import noise
 
 from ctxasr_ray.models.audio_lm import TransformersAudioLm
-from ctxasr_ray.models.causal_lm import ScoreRequest
+from ctxasr_ray.models.list_trees import ScoreRequest
 
 TEXTS = ["a time of you", "a time of", "of a time", ""]
 PROMPT = "of {speech} a time "

@@ -6,7 +6,8 @@ import torch
 import transformers as tf
 from tiny_causal_lms import EOS, PADDED, TREE, VOCABULARY, one_by_one, tiny, widen
 
-from ctxasr_ray.models.causal_lm import CausalLm, ScoreRequest
+from ctxasr_ray.models.causal_lm import CausalLm
+from ctxasr_ray.models.list_trees import ScoreRequest
 from ctxasr_ray.models.tree_sessions import TreeSessions
 from ctxasr_ray.stage import Costs, TreeNodes, TreeScorer
 from ctxasr_ray.token_tree import chain

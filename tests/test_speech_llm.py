@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig, SpeechLlmKeywordsConfig
 from ctxasr_ray.models import checkpoint, speech_llm
 from ctxasr_ray.models.audio_lm import load_audio_lm
-from ctxasr_ray.models.causal_lm import ScoreRequest
+from ctxasr_ray.models.list_trees import ScoreRequest
 from ctxasr_ray.models.prefix_decoding import Writer
 from ctxasr_ray.models.speech_adapter import AdapterConfig, stack_frames
 from ctxasr_ray.models.speech_prompt import Prompt

@@ -9,7 +9,6 @@ Letters: N sequences, P prefix, D width.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -17,12 +16,11 @@ import numpy.typing as npt
 import torch
 
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model
-from ctxasr_ray.models.list_trees import ListTree, list_trees
+from ctxasr_ray.models.list_trees import ListTree, ScoreRequest, SequenceScores, list_trees
 from ctxasr_ray.models.lm_head import LOGITS_LIMIT_BYTES, LmHead
-from ctxasr_ray.models.tree_forward import Block, Prefix, TreeForward
+from ctxasr_ray.models.tree_forward import Block, TreeForward
 from ctxasr_ray.models.tree_probe import position_bytes, probe_ids, tree_refusal
 from ctxasr_ray.stage import Costs
-from ctxasr_ray.token_tree import Int32
 
 MAX_NODES: Final = 4096
 """Nodes in one forward pass; the mask grows with their square. Larger trees are split."""
@@ -36,40 +34,6 @@ PREFILL_NODES: Final = 192
 accelerator, where a pass waits for its launches, that was never measured, so there is one pass."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """Sequences to be scored behind one prefix.
-
-    Args:
-        prefix: Tokens or embeddings before all of them; may be empty.
-        sequences: N token sequences; equal ones are scored once.
-    """
-
-    prefix: Prefix
-    sequences: Sequence[Int32]
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceScores:
-    """What a causal LM says of the sequences of one request, in nats.
-
-    Args:
-        log_probs: (N,) float64, summed over the tokens, end of sequence apart; 0.0 for an empty sequence. Without
-            a prefix the first token has no distribution and is left out. nan where `reasons` says why.
-        eos_log_probs: (N,) float64, log P(end of sequence | prefix and sequence); nan where there is no such
-            token, where nothing stands before it, or where `reasons` says why.
-        reasons: (N,) None, or why a sequence has no score.
-        counters: What the request alone cost: `llm_calls` that it took part in, `nodes` and `tokens_flat` (prefix
-            included), and `kv_bytes`: keys and values of one layer at a time, of all layers behind a prefix that
-            went ahead.
-    """
-
-    log_probs: npt.NDArray[np.float64]
-    eos_log_probs: npt.NDArray[np.float64]
-    reasons: list[str | None]
-    counters: dict[str, int] = field(default_factory=dict)
 
 
 class CausalLm:

@@ -3,19 +3,49 @@
 Letters: P prefix, D width.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ctxasr_ray.models.tree_forward import split_prefix
-from ctxasr_ray.token_tree import MergedSequences, merge
+from ctxasr_ray.models.tree_forward import Prefix, split_prefix
+from ctxasr_ray.token_tree import Int32, MergedSequences, merge
 
-if TYPE_CHECKING:
-    from ctxasr_ray.models.causal_lm import ScoreRequest, SequenceScores
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Sequences to be scored behind one prefix.
+
+    Args:
+        prefix: Tokens or embeddings before all of them; may be empty.
+        sequences: N token sequences; equal ones are scored once.
+    """
+
+    prefix: Prefix
+    sequences: Sequence[Int32]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceScores:
+    """What a causal LM says of the sequences of one request, in nats.
+
+    Args:
+        log_probs: (N,) float64, summed over the tokens, end of sequence apart; 0.0 for an empty sequence. Without
+            a prefix the first token has no distribution and is left out. nan where `reasons` says why.
+        eos_log_probs: (N,) float64, log P(end of sequence | prefix and sequence); nan where there is no such
+            token, where nothing stands before it, or where `reasons` says why.
+        reasons: (N,) None, or why a sequence has no score.
+        counters: What the request alone cost: `llm_calls` that it took part in, `nodes` and `tokens_flat` (prefix
+            included), and `kv_bytes`: keys and values of one layer at a time, of all layers behind a prefix that
+            went ahead.
+    """
+
+    log_probs: npt.NDArray[np.float64]
+    eos_log_probs: npt.NDArray[np.float64]
+    reasons: list[str | None]
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +64,7 @@ class ListTree:
     num_prefix: int
     embeddings: torch.Tensor | None
     sequences: list[int]
-    result: "SequenceScores"
+    result: SequenceScores
 
     def finish(self, values: npt.NDArray[np.float64], eos: npt.NDArray[np.float64]) -> None:
         """Writes the sums: of a log-prob per node, and of one per node and a last entry where nothing stands before."""
@@ -45,9 +75,7 @@ class ListTree:
             self.result.reasons[self.sequences[i]] = f"the model gives log_prob {log_probs[i]}; try dtype float32"
 
 
-def list_trees(
-    request: "ScoreRequest", kept: list[int], result: "SequenceScores", most_nodes: int
-) -> Iterator[ListTree]:
+def list_trees(request: ScoreRequest, kept: list[int], result: SequenceScores, most_nodes: int) -> Iterator[ListTree]:
     """One tree for the sequences kept, or several where one would have too many nodes."""
     if not kept:
         return

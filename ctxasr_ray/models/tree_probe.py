@@ -91,7 +91,7 @@ def _one_by_one(lm: "CausalLm", ids: Sequence[int]) -> list[float]:
 
 
 def _at_once(lm: "CausalLm", ids: Sequence[int]) -> list[float]:
-    from ctxasr_ray.models.causal_lm import ScoreRequest
+    from ctxasr_ray.models.list_trees import ScoreRequest
 
     sequences = [np.array([ids[i] for i in s], np.int32) for s in _SEQUENCES]
     (result,) = lm.score([ScoreRequest(np.array(ids[:_PREFIX], np.int32), sequences)])

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ctxasr_ray.models.causal_lm import ScoreRequest, SequenceScores
 from ctxasr_ray.models.checkpoint import Checkpoint
+from ctxasr_ray.models.list_trees import ScoreRequest, SequenceScores
 from ctxasr_ray.stage import Costs, SpentProcessError
 
 TOKENS_PER_CALL: Final = 2**16

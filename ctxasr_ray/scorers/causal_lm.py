@@ -17,7 +17,8 @@ from ctxasr_ray.stage import Costs, Resources, runtime_field
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
-    from ctxasr_ray.models.causal_lm import CausalLm, ScoreRequest, SequenceScores
+    from ctxasr_ray.models.causal_lm import CausalLm
+    from ctxasr_ray.models.list_trees import ScoreRequest, SequenceScores
     from ctxasr_ray.models.tree_host import TreeHost
 
 
@@ -130,7 +131,7 @@ class CausalLmScorer:
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         """One SCORES row per HYPOTHESES row; `costs` as of `CausalLm.score`, and seconds of `tokenise` and `llm`."""
-        from ctxasr_ray.models.causal_lm import ScoreRequest
+        from ctxasr_ray.models.list_trees import ScoreRequest
 
         (hypotheses,) = tables
         flat = flatten(hypotheses)

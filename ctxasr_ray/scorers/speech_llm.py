@@ -75,7 +75,7 @@ class SpeechLlmScorer:
         return score_heard_lists(utterances, hypotheses, limits, self._config.source, score, costs)
 
     def _scores(self, heard: Heard, texts: list[str], costs: Costs) -> SourceScores:
-        from ctxasr_ray.models.causal_lm import ScoreRequest
+        from ctxasr_ray.models.list_trees import ScoreRequest
 
         assert heard.samples is not None
         ids = self._model.tokens.encode(texts)

@@ -128,7 +128,7 @@ class SpeechLmScorer:
         return scores_table(flat.utterance_ids, rows, errors)
 
     def _scores(self, units: Int32, texts: Sequence[Int32], costs: Costs) -> list[SourceScores]:
-        from ctxasr_ray.models.causal_lm import ScoreRequest
+        from ctxasr_ray.models.list_trees import ScoreRequest
 
         if self._config.order == "speech_first":
             prefix = np.concatenate([self.tokens.prefix, self.speech.heard(units)])
