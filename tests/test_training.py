@@ -548,7 +548,7 @@ SHIPPED = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
 
 
 def test_every_shipped_model_has_its_digests() -> None:
-    assert {"attention", "ctc", "lm", "speech_lm", "speech_llm"} <= set(SHIPPED)
+    assert {"attention", "copy_head", "ctc", "lm", "speech_llm", "speech_lm"} <= set(SHIPPED)
     assert sorted(json.loads((ASSETS / DIGESTS).read_text())) == SHIPPED
 
 
@@ -558,9 +558,9 @@ def test_shipped_files_are_those_whose_digests_are_committed(name: str) -> None:
     assert digests(ASSETS / name) == known[name]["files"]
 
 
-def test_shipped_models_take_at_most_nineteen_megabytes() -> None:
+def test_shipped_models_take_at_most_twentyfour_megabytes() -> None:
     size = sum(p.stat().st_size for n in SHIPPED for p in (ASSETS / n).rglob("*"))
-    assert size <= 19e6  # 12 for the recognisers and the LM, 7 for the models that hear
+    assert size <= 24e6  # 12 for the recognisers and the LM, 5 for context, 7 for the models that hear
 
 
 def test_the_shipped_attention_model_and_lm_share_one_vocabulary() -> None:

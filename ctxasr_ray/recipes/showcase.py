@@ -136,6 +136,12 @@ def _with_names(
             )
             for name, search in searches.items()
         },
+        f"phrase_copy/trained_list_{size}": Branch(
+            nbest=PhraseCopyConfig(search=searches["phrase_copy"], head="trained", copy_head=asset("copy_head")),
+            of=("first_pass",),
+            context=context,
+            shortlist=heard,
+        ),
         f"keyword_candidates/list_{size}": Branch(
             nbest=KeywordCandidatesConfig(),
             of=("first_pass",),
