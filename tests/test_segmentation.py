@@ -192,7 +192,7 @@ def test_windows_of_a_recording_lie_in_one_shard(tmp_path):
         write(tmp_path / f"{name}.wav", noise(60, seed=ord(name)), noise(60))
     lines = [{"audio_filepath": f"{name}.wav", "channel": c, "text": "x"} for name in "abc" for c in (0, 1)]
     made = segment(corpus(tmp_path, *lines), "fixed", WindowConfig(window_s=5, overlap_s=1)).utterances
-    (shards,) = cut(made, shard_audio_s=60, seed=1).values()
+    shards = list(*cut(made, shard_audio_s=60, seed=1).values())
     homes = {}
     for number, (table, _) in enumerate(shards):
         for recording in table["recording_id"].to_pylist():

@@ -5,9 +5,10 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -157,7 +158,9 @@ class TableFiles:
         text = (metadata or {}).get(b"ctxasr", b"")
         if not text or (metadata or {}).get(b"ctxasr.sha256") != hashlib.sha256(text).hexdigest().encode():
             raise self._broken(key, "its footer does not match its own sha256")
-        return Footer(**json.loads(text))
+        footer = Footer(**json.loads(text))
+        # names of columns, and digests of those that hold one value, are the same in thousands of footers
+        return replace(footer, columns={sys.intern(name): sys.intern(of) for name, of in footer.columns.items()})
 
     def _broken(self, key: str, reason: str) -> StoreError:
         return StoreError(
