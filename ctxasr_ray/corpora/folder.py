@@ -122,7 +122,7 @@ def _read_tsv(path: Path, corpus: str) -> pa.Table:
                 f"got {len(cells)} columns, expected {len(columns)} ({', '.join(columns)}), separated by one tab each"
             )
             raise ManifestError(path, problem, number, min(len(cells), len(columns)) + 1)
-        rows.append(_tsv_row(path, number, dict(zip(columns, cells, strict=True)), folder, corpus))
+        rows.append(table_row(path, number, dict(zip(columns, cells, strict=True)), folder, corpus))
     refuse_duplicates(path, ((number, str(row["utterance_id"])) for (number, _), row in zip(body, rows, strict=True)))
     return schema.conform(pa.Table.from_pylist(rows, schema=schema.UTTERANCES), "utterances")
 
@@ -152,7 +152,22 @@ _NUMBERS: Final[Mapping[str, Callable[[str], float | int]]] = {
 }
 
 
-def _tsv_row(path: Path, number: int, cells: dict[str, str], folder: str, corpus: str) -> dict[str, Any]:
+def table_row(path: Path, number: int, cells: Mapping[str, str], folder: str, corpus: str) -> dict[str, Any]:
+    """A row of UTTERANCES from the cells of one line, with their types checked.
+
+    Args:
+        path: Of the table, for messages.
+        number: Of the line, for messages.
+        cells: By column of UTTERANCES; others become attributes.
+        folder: Where recordings are looked for, itself and its `AUDIO_FOLDERS`.
+        corpus: Name of the corpus where the line has none.
+
+    Returns:
+        The row; defaults stand where a cell is empty.
+
+    Raises:
+        ManifestError: no recording, or a value of a wrong type.
+    """
     row: dict[str, Any] = {}
     extra: dict[str, str] = {}
     for column, cell in cells.items():

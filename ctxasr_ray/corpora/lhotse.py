@@ -4,7 +4,7 @@ A Shar folder holds `cuts.000000.jsonl.gz` with `recording.000000.tar` beside it
 audio of each cut; they are read in place.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,13 +33,18 @@ def is_shar(folder: Path) -> bool:
     return any(folder.glob("cuts.*.jsonl*")) and any(folder.glob("recording.*.tar"))
 
 
-def read(path: str | Path, corpus: str | None = None) -> pa.Table:
+Retold = Callable[[dict[str, Any], int], Mapping[str, Any]]
+"""What makes of a cut and the number of its line a cut with the text to be read, for corpora that keep it elsewhere."""
+
+
+def read(path: str | Path, corpus: str | None = None, retold: Retold = lambda cut, _: cut) -> pa.Table:
     """Reads a cut manifest or a Shar folder, or refuses it before any work.
 
     Args:
         path: `cuts.jsonl`, `cuts.jsonl.gz`, or a Shar folder. Relative recordings start at the manifest's folder, or
             in the working directory, as Lhotse has it.
         corpus: Name of the corpus; by default that of the file or folder.
+        retold: Applied to each cut before it is read.
 
     Returns:
         UTTERANCES in the order of the cuts. The texts of a cut's supervisions are joined in the order of their
@@ -51,11 +56,11 @@ def read(path: str | Path, corpus: str | None = None) -> pa.Table:
     """
     place = Path(path)
     if not place.is_dir():
-        rows = list(_cuts(place, corpus or corpus_name(str(place).removesuffix(".gz")), None))
+        rows = list(_cuts(place, corpus or corpus_name(str(place).removesuffix(".gz")), None, retold))
     else:
         name = corpus or corpus_name(place.absolute() / "manifest")
         shards = sorted(place.glob("cuts.*.jsonl*"))
-        rows = [row for shard in shards for row in _cuts(shard, name, _archive(shard))]
+        rows = [row for shard in shards for row in _cuts(shard, name, _archive(shard), retold)]
     if not rows:
         raise ManifestError(path, "holds no cuts")
     refuse_duplicates(path, ((index, row["utterance_id"]) for index, row in enumerate(rows, start=1)))
@@ -70,7 +75,7 @@ def _archive(shard: Path) -> Path:
     return archive
 
 
-def _cuts(path: Path, corpus: str, archive: Path | None) -> Iterator[dict[str, Any]]:
+def _cuts(path: Path, corpus: str, archive: Path | None, retold: Retold) -> Iterator[dict[str, Any]]:
     packed = _packed(archive) if archive else {}
     for number, line in read_lines(path):
         cut = nemo.parse(path, number, line)
@@ -84,7 +89,13 @@ def _cuts(path: Path, corpus: str, archive: Path | None) -> Iterator[dict[str, A
             )
         try:
             place = _in_archive(cut, archive, packed) if archive else _in_recording(path, number, cut)
-            yield {**_said(cut), **place, "utterance_id": utterance_id, "corpus": corpus, "split": _split(path)}
+            yield {
+                **_said(retold(cut, number)),
+                **place,
+                "utterance_id": utterance_id,
+                "corpus": corpus,
+                "split": _split(path),
+            }
         except (KeyError, TypeError, AttributeError) as error:
             raise ManifestError(path, f"'{utterance_id}' is no cut of a recording: {error!r}", number) from error
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,15 +12,19 @@ import pyarrow as pa
 from ctxasr_ray import audio, schema
 from ctxasr_ray.archive import is_url
 from ctxasr_ray.corpora import (
+    aishell,
     common_voice,
     folder,
     hf_dataset,
     kaldi,
+    kincaid46,
     lhotse,
+    libriheavy,
     librispeech,
     nemo,
     segmentation,
     stm,
+    textgrid,
     webdataset,
 )
 from ctxasr_ray.corpora.lines import ManifestError, read_lines, refuse_corpus_name
@@ -43,6 +48,11 @@ READERS: Final[Mapping[str, Callable[[str | Path, str | None], pa.Table]]] = {
     "common_voice": common_voice.read,
     "lhotse": lhotse.read,
     "webdataset": webdataset.read,
+    "textgrid": textgrid.read,
+    "libriheavy": libriheavy.read,
+    "libriheavy_normalised": partial(libriheavy.read, is_normalised=True),
+    "aishell": aishell.read,
+    "kincaid46": kincaid46.read,
 }
 """Kinds of corpora; each reader takes the path and the name of the corpus."""
 KINDS: Final = (*READERS, "hf_dataset")
@@ -54,8 +64,8 @@ def read_corpus(path: str | Path, corpus: str | None = None, kind: str | None = 
 
     Args:
         path: A NeMo manifest (.jsonl, .json, .ndjson; also a URL), a folder that holds `manifest.jsonl`, a Kaldi data
-            directory, a LibriSpeech tree, stm with recordings, Common Voice, Lhotse cuts or Shar, WebDataset tars, a
-            .tsv, or a folder of recordings with a TSV or one .txt each.
+            directory, a LibriSpeech tree, stm or TextGrids with recordings, Common Voice, Lhotse cuts or Shar,
+            LibriHeavy, AISHELL-1, WebDataset tars, a .tsv, or a folder of recordings with a TSV or one .txt each.
         corpus: Name of the corpus; by default what the manifest says, or the name of the file or folder.
         kind: A key of `READERS`; by default what the path holds.
 
@@ -149,11 +159,13 @@ def kind_of(path: str | Path) -> str:
     if not is_url(text) and Path(text).is_dir():
         return _kind_of_folder(Path(text))
     if suffix in ("jsonl", "json", "ndjson"):
+        if Path(text).name.startswith(libriheavy.PREFIX):
+            return "libriheavy"
         return "lhotse" if not is_url(text) and _holds_cuts(Path(text)) else "nemo"
     if suffix == "tsv" and not is_url(text):
         return "common_voice" if (Path(text).parent / "clips").is_dir() else "folder"
-    if suffix in ("stm", "tar") and not is_url(text):
-        return "stm" if suffix == "stm" else "webdataset"
+    if suffix in _BY_SUFFIX and not is_url(text):
+        return _BY_SUFFIX[suffix]
     if suffix == "parquet":
         raise ManifestError(path, _PARQUET)
     raise ManifestError(
@@ -163,7 +175,17 @@ def kind_of(path: str | Path) -> str:
     )
 
 
+_BY_SUFFIX: Final = {"stm": "stm", "tar": "webdataset", "textgrid": "textgrid"}
 _PARQUET: Final = "is Parquet, whose recordings cannot be read in place; extract it once: ctxasr prepare hf_dataset"
+
+
+_BY_FILES: Final = (
+    ("*.trans.txt", "librispeech"),
+    ("*.stm", "stm"),
+    ("*.TextGrid", "textgrid"),
+    ("*.parquet", "hf_dataset"),
+)
+"""What a folder of many is told by, at any depth."""
 
 
 def _kind_of_folder(place: Path) -> str:
@@ -171,6 +193,7 @@ def _kind_of_folder(place: Path) -> str:
         ("nemo", (place / MANIFEST).exists()),
         ("kaldi", (place / "wav.scp").exists()),
         ("lhotse", lhotse.is_shar(place)),
+        ("aishell", (place / "wav").is_dir() and any((place / "transcript").glob("*.txt"))),
         ("common_voice", (place / "clips").is_dir() and any((place / f).exists() for f in common_voice.SPLIT_FILES)),
         ("webdataset", any(place.glob("*.tar"))),
     )
@@ -182,7 +205,7 @@ def _kind_of_folder(place: Path) -> str:
         )
     if found is not None:
         return found
-    for pattern, kind in (("*.trans.txt", "librispeech"), ("*.stm", "stm"), ("*.parquet", "hf_dataset")):
+    for pattern, kind in _BY_FILES:
         if any(place.rglob(pattern)):
             if kind == "hf_dataset":
                 raise ManifestError(place, f"its *.parquet {_PARQUET}")
