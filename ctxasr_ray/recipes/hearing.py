@@ -1,10 +1,12 @@
 """Models that hear as rescorers: their rows over one N-best list, and the lists that they are trained on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
-from ctxasr_ray.experiment import Experiment, Rescoring, asset
+from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.attention import AttentionConfig
+from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
 from ctxasr_ray.models.speech_lm import QUANTISER
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
@@ -75,6 +77,32 @@ def study_speech_lm() -> Experiment:
             **after,
             **speech_llm_rescorings(asset("speech_llm")),
         },
+        synthetic=SyntheticConfig(),
+        shard_audio_s=200.0,
+    )
+
+
+def study_plateau() -> Experiment:
+    """One family of language models at two sizes, with and without sound, on one attention list and inside its search.
+
+    The small ones are what `ctxasr train lm_small` and `ctxasr train speech_lm_small` write.
+
+    Reference:
+        Zhou and Li, 2507.12252, leave open whether a larger LM goes on helping.
+    """
+    attention = AttentionConfig(model=asset("attention"), beam_size=16, num_hypotheses=16, max_tokens=96)
+    large = CausalLmConfig(model=asset("lm"))
+    small = CausalLmConfig(model="runs/train/lm_small/model", source="lm_small")
+    gated = AttentionFusedConfig(first_pass=attention, lm=large, temperature=0.7, lm_temperature=0.7)
+    return Experiment(
+        first_pass=attention,
+        scorers=(large,),
+        rescorings={
+            "lm_rescoring/small": Rescoring(scorers=(small,)),
+            **speech_lm_rescorings(asset("speech_lm")),
+            **speech_lm_rescorings("runs/train/speech_lm_small/model", name="speech_lm/small"),
+        },
+        branches={"gated_fusion": Branch(nbest=gated), "gated_fusion/small": Branch(nbest=replace(gated, lm=small))},
         synthetic=SyntheticConfig(),
         shard_audio_s=200.0,
     )

@@ -34,6 +34,8 @@ ATTENTION: Final = str(Path(__file__).parents[1] / "assets" / "attention")
 """The shipped attention recogniser, which hears for the LLM recogniser and beside which the copy head learns."""
 SPEECH_LM: Final = str(Path(__file__).parents[1] / "assets" / "speech_lm")
 """The shipped speech-text LM; MWER updates it, and the LLM recogniser writes with it."""
+LM_SMALL: Final = "runs/train/lm_small/model"
+"""What `ctxasr train lm_small` writes."""
 CTC_START: Final = "runs/train/ctc_start/model"
 """What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
 
@@ -51,6 +53,14 @@ def train_lm() -> TrainingConfig:
         optimiser=Optimiser(learning_rate=3e-3, warm_up_steps=100, weight_decay=0.05),
         precision="bfloat16",
     )
+
+
+def train_lm_small() -> TrainingConfig:
+    """Trains a language model of a fifth of `train_lm`'s size on the same text: what size is worth."""
+    large = train_lm()
+    assert isinstance(large.task, LanguageModelTask)
+    task = replace(large.task, hidden_size=96, num_layers=2, num_heads=2, intermediate_size=256)
+    return replace(large, name="lm_small", task=task)
 
 
 def train_lm_characters() -> TrainingConfig:
@@ -169,6 +179,13 @@ def train_speech_lm_control() -> TrainingConfig:
     return replace(heard, name="speech_lm_control", task=replace(heard.task, speech=False))
 
 
+def train_speech_lm_small() -> TrainingConfig:
+    """Trains `train_lm_small` on as `train_speech_lm` trains the shipped LM."""
+    large = train_speech_lm()
+    assert isinstance(large.task, SpeechTextTask)
+    return replace(large, name="speech_lm_small", task=replace(large.task, initial=LM_SMALL))
+
+
 def train_speech_lm_mwer() -> TrainingConfig:
     """Trains low-rank updates of `train_speech_lm` for fewest word errors, on the lists of `training_lists`."""
     lists = CommittedLists(root="runs/train/lists", hypotheses="attention-")
@@ -252,12 +269,14 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc_mandarin": train_ctc_mandarin,
     "ctc_spanish": train_ctc_spanish,
     "lm": train_lm,
+    "lm_small": train_lm_small,
     "lm_characters": train_lm_characters,
     "lm_spanish": train_lm_spanish,
     "attention_start": train_attention_start,
     "attention": train_attention,
     "speech_lm": train_speech_lm,
     "speech_lm_control": train_speech_lm_control,
+    "speech_lm_small": train_speech_lm_small,
     "speech_lm_mwer": train_speech_lm_mwer,
     "speech_llm_adapter": train_speech_llm_adapter,
     "speech_llm": train_speech_llm,
