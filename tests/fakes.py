@@ -60,6 +60,19 @@ def kill() -> None:
     time.sleep(60)
 
 
+HOG_BYTES = 4 << 30
+"""The most that a hog takes before it gives up: nobody killed it."""
+
+
+def take_memory() -> None:
+    taken = []
+    while len(taken) << 26 < HOG_BYTES:
+        taken.append(b"x" * (1 << 26))
+        time.sleep(0.02)
+    time.sleep(20)
+    raise AssertionError(f"{HOG_BYTES} bytes were taken for 20 s, and nobody killed this process")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trap:
     """Kills its own process with SIGKILL when a shard that holds an utterance reaches a point."""
@@ -129,6 +142,8 @@ class Behaviour:
     traps: tuple[Trap, ...] = ()
     poison: str = ""
     """Kills every process that processes an utterance with this in its id."""
+    hog: str = ""
+    """Takes memory on an utterance with this in its id, until the process is killed for it."""
     lethal_to_build: bool = False
     log: str = ""
     """A folder where each call leaves a file with its parent process, so that calls can be counted over processes."""
@@ -138,6 +153,8 @@ class Behaviour:
             (Path(self.log) / f"{stage}.{len(ids)}.{ids[0]}.{time.time_ns()}").write_text(str(os.getppid()))
         if self.poison and any(self.poison in each for each in ids):
             kill()
+        if self.hog and any(self.hog in each for each in ids):
+            take_memory()
         for trap in self.traps:
             if trap.utterance_id in ids:
                 if trap.point == "before_processing" and trap.springs():

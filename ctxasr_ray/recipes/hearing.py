@@ -49,13 +49,23 @@ def speech_llm_rescorings(model: str) -> dict[str, Rescoring]:
     }
 
 
+def hearing_rescorings() -> dict[str, Rescoring]:
+    """The shipped models that hear, each as rescorer of one list: the speech-text LM before and after MWER, the LLM."""
+    before, after = asset("speech_lm"), asset("speech_lm_mwer")
+    return {
+        **speech_lm_rescorings(before),
+        **speech_lm_rescorings(before, adapter=after, name="speech_lm_mwer"),
+        **speech_llm_rescorings(asset("speech_llm")),
+    }
+
+
 def training_lists() -> Experiment:
     """Lists of speech that no shipped model has heard, for `ctxasr train speech_lm_mwer`: --root runs/train/lists."""
     rows = speech_lm_rescorings(asset("speech_lm"))
     return Experiment(
         first_pass=AttentionConfig(model=asset("attention"), beam_size=8, num_hypotheses=8, max_tokens=96),
         rescorings={"speech_lm/speech_first": rows["speech_lm/speech_first"]},
-        synthetic=SyntheticConfig(seed=9, num_train=400, num_dev=100, num_test=0),
+        synthetic=SyntheticConfig(seed=9, num_train=2000, num_dev=200, num_test=0),
         shard_audio_s=200.0,
     )
 
@@ -63,19 +73,15 @@ def training_lists() -> Experiment:
 def study_speech_lm() -> Experiment:
     """The speech-text LM on one attention list: beside the shipped LM and its own control, before and after MWER.
 
-    The control is what `ctxasr train speech_lm_control` writes: same size, texts and steps, nothing spoken. The updates
-    are what `ctxasr train speech_lm_mwer` writes.
+    The control is what `ctxasr train speech_lm_control` writes: same size, texts and steps, nothing spoken.
     """
     lm, control = asset("lm"), "runs/train/speech_lm_control/model"
-    after = speech_lm_rescorings(asset("speech_lm"), adapter="runs/train/speech_lm_mwer/model", name="speech_lm_mwer")
     return Experiment(
         first_pass=AttentionConfig(model=asset("attention"), beam_size=16, num_hypotheses=16, max_tokens=96),
         scorers=(CausalLmConfig(model=lm),),
         rescorings={
             "lm_rescoring/control": Rescoring(scorers=(CausalLmConfig(model=control, source="control"),)),
-            **speech_lm_rescorings(asset("speech_lm")),
-            **after,
-            **speech_llm_rescorings(asset("speech_llm")),
+            **hearing_rescorings(),
         },
         synthetic=SyntheticConfig(),
         shard_audio_s=200.0,

@@ -20,7 +20,7 @@ from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.models.recogniser import CtcOptions
-from ctxasr_ray.recipes.hearing import speech_llm_rescorings, speech_lm_rescorings
+from ctxasr_ray.recipes.hearing import hearing_rescorings
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
@@ -67,11 +67,7 @@ def showcase() -> Experiment:
         branches={
             "first_pass/attention": Branch(
                 nbest=attention,
-                rescorings={
-                    "lm_rescoring/attention": rescored,
-                    **speech_lm_rescorings(asset("speech_lm")),
-                    **speech_llm_rescorings(asset("speech_llm")),
-                },
+                rescorings={"lm_rescoring/attention": rescored, **hearing_rescorings()},
             ),
             "speech_llm": Branch(nbest=SpeechLlmConfig(model=asset("speech_llm"), max_tokens=96)),
             "first_pass/joint": Branch(nbest=joint),
