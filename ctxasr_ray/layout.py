@@ -258,6 +258,11 @@ class _Layout:
 
     def _context(self, context: ContextConfig | None) -> Step:
         config = self._with_catalogue(context or self._experiment.context or ContextConfig())
+        if config.catalogue is None and config.lists is None and not config.true_keywords:
+            raise ValueError(
+                "context: the run takes phrases and has none; name a list for all utterances (--catalogue FILE) or one "
+                "for each (lists of the ContextConfig)."
+            )
         size = "all" if config.num_distractors is None else config.num_distractors
         return self._step(f"context_{size}", config, (self._corpus,))
 

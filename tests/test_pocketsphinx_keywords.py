@@ -1,4 +1,5 @@
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 import soxr
 
+from ctxasr_ray.cli import main
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.keywords.catalogue import catalogue
 from ctxasr_ray.keywords.phrase_files import Entry
@@ -26,11 +28,11 @@ PHRASES = ["zimbrato", "in the morning", "in the evening", "morning", "Peter Zim
 
 
 @functools.cache
-def spoken() -> npt.NDArray[np.float32]:
+def spoken(text: str = SPOKEN, words_per_minute: int = 140) -> npt.NDArray[np.float32]:
     from ctxasr_ray.corpora.espeak import SAMPLE_RATE_HZ, Voice, say
 
-    voice = Voice(accent="en-us", variant="m3", pitch=50, pitch_range=50, words_per_minute=140)
-    samples = soxr.resample(say(SPOKEN, voice).astype(np.float32) / 32768, SAMPLE_RATE_HZ, 16000)
+    voice = Voice(accent="en-us", variant="m3", pitch=50, pitch_range=50, words_per_minute=words_per_minute)
+    samples = soxr.resample(say(text, voice).astype(np.float32) / 32768, SAMPLE_RATE_HZ, 16000)
     return np.asarray(samples, np.float32)
 
 
@@ -189,3 +191,21 @@ def test_the_catalogue_is_in_the_fingerprint_and_its_path_is_not(tmp_path: Path)
     prints = [config.fingerprint() for config in configs]
     assert prints[0] == prints[1]
     assert prints[0]["catalogue"] != prints[2]["catalogue"]
+
+
+def test_candidates_by_sound_find_a_phrase_in_the_lists_of_a_recogniser_that_knows_no_phrases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "move the printer from the bathroom to the garage and check it with water"  # heard as "... with walter"
+    soundfile.write(tmp_path / "a.wav", spoken(said, 120), 16000)
+    manifest, phrases = tmp_path / "m.jsonl", tmp_path / "phrases.txt"
+    manifest.write_text(json.dumps({"audio_filepath": "a.wav", "keywords": ["bathroom", "with water"]}) + "\n")
+    phrases.write_text("bathroom\nwith water\nkitchen\nevery evening\nten bags\n")
+    command = ["evaluate", "pocketsphinx_candidates", "--manifest", str(manifest), "--root", str(tmp_path / "run")]
+    assert main([*command, "--executor", "inline"]) == 1
+    assert "--catalogue FILE" in capsys.readouterr().err
+    assert main([*command, "--executor", "inline", "--catalogue", str(phrases), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {(row["system"], row["metric"]): row["value"] for row in rows}
+    assert (found["first_pass", "keyword_recall"], found["keyword_candidates", "keyword_recall"]) == (0.5, 1.0)
+    assert found["keyword_candidates", "keyword_precision"] == 1.0

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
+from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
-from ctxasr_ray.experiment import Experiment, Rescoring, asset
+from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
@@ -92,6 +94,12 @@ def pocketsphinx_keywords() -> Experiment:
     return Experiment(first_pass=PocketSphinxKeywordsConfig())
 
 
+def pocketsphinx_candidates() -> Experiment:
+    """Keywords by sound in lists of a recogniser that knows no phrase list, here PocketSphinx: --catalogue FILE."""
+    candidates = Branch(nbest=KeywordCandidatesConfig(), of=("first_pass",), shortlist=ShortlistConfig())
+    return replace(pocketsphinx(), branches={"keyword_candidates": candidates})
+
+
 def pocketsphinx_rescored() -> Experiment:
     """PocketSphinx's lists with its own and another LM's weight fitted on synthetic speech: --scorers.0.model NAME."""
     spoken = SyntheticConfig(num_dev=24, num_test=0, snrs_db=(None,))
@@ -118,6 +126,7 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "speech_llm": speech_llm,
     "pocketsphinx": pocketsphinx,
     "pocketsphinx_keywords": pocketsphinx_keywords,
+    "pocketsphinx_candidates": pocketsphinx_candidates,
     "pocketsphinx_rescored": pocketsphinx_rescored,
     "delayed_fusion": delayed_fusion,
     "imported": imported,
