@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ctxasr_ray.file_commands import compare, prepare, score
+from ctxasr_ray.label_command import pseudo_label
 from ctxasr_ray.recipes.evaluation import RECIPES
 from ctxasr_ray.run_commands import audit, evaluate, export, parse_evaluate, plan, report, status
 from ctxasr_ray.schema import ContractError
@@ -89,6 +90,7 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "audit": audit,
     "export": export,
     "prepare": prepare,
+    "pseudo-label": pseudo_label,
     "train": _train,
     "score": score,
     "compare": compare,

@@ -61,6 +61,16 @@ class Line:
                 waiting += step.inputs
         return list(needed.values())
 
+    def until(self, system: str) -> tuple[Step, ...]:
+        """Every step that a system's transcripts are made of, fits included, parents first."""
+        needed, waiting = set[str](), [self.transcripts[system]]
+        while waiting:
+            step = waiting.pop()
+            if step.name not in needed:
+                needed.add(step.name)
+                waiting += step.inputs
+        return tuple(step for step in self.steps if step.name in needed)
+
 
 Config = TypeVar("Config", bound=StageConfig)
 Classes: TypeAlias = tuple[tuple[str, str], ...]

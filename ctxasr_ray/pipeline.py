@@ -55,6 +55,7 @@ def run(
     on_progress: OnProgress | None = None,
     retry_errors: bool = False,
     address: str | None = None,
+    system: str | None = None,
 ) -> RunSummary:
     """Brings every table of an experiment to its committed state; what is committed already is not done again.
 
@@ -65,11 +66,13 @@ def run(
         on_progress: Called after each piece of work.
         retry_errors: Redo rows that carry an error, as a new attempt.
         address: Of a Ray cluster; None joins a running one or starts one here.
+        system: Only its transcripts and what they are made of; None: everything.
 
     Raises:
         ValueError, ContractError, RunError, StoreError: see `execution.inline.run_inline`.
     """
-    steps = line(experiment).steps
+    laid = line(experiment)
+    steps = laid.steps if system is None else laid.until(system)
     if experiment.executor == "inline":
         return run_inline(store, steps, shards, on_progress=on_progress, retry_errors=retry_errors)
     from ctxasr_ray.distributed.pools import run_ray

@@ -75,7 +75,12 @@ class Export:
 Options = TypeVar("Options", bound=Evaluate)
 
 
-def _recipe(command: str, words: Sequence[str]) -> tuple[str, Sequence[str]]:
+def named_recipe(command: str, words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Gives a recipe's name and the words after it; asked for help, prints it and ends.
+
+    Raises:
+        ValueError: no recipe.
+    """
     if words and words[0] in ("-h", "--help"):
         print(
             f"usage: ctxasr {command} RECIPE [OPTIONS]\n\nRecipes: {', '.join(RECIPES)}, or module:function.\n"
@@ -97,7 +102,7 @@ def parse_evaluate(command: str, words: Sequence[str]) -> Evaluate:
 
 
 def _parsed(kind: type[Options], command: str, words: Sequence[str]) -> Options:
-    name, rest = _recipe(command, words)
+    name, rest = named_recipe(command, words)
     home = f"runs/{name.replace(':', '-')}"
     default = kind(root=home, experiment=find(name)())
     options = tyro.cli(kind, default=default, args=rest, prog=f"ctxasr {command} {name}", config=_ONE_RECIPE)
@@ -206,7 +211,7 @@ def export(words: Sequence[str]) -> int:
     from ctxasr_ray.metrics.joined_windows import join_windows
     from ctxasr_ray.report.export import export as write
 
-    name, rest = _recipe("export", words)
+    name, rest = named_recipe("export", words)
     default = Export(
         root=f"runs/{name.replace(':', '-')}",
         format=tyro.MISSING,

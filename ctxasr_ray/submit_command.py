@@ -8,7 +8,7 @@ from typing import Final
 
 import tyro
 
-JOBS: Final = ("prepare", "evaluate", "sweep", "train", "report")
+JOBS: Final = ("prepare", "evaluate", "pseudo-label", "sweep", "train", "report")
 """Commands that have a script in jobs/."""
 
 

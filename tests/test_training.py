@@ -415,7 +415,7 @@ def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: 
     assert "dev_perplexity" in printed
     with pytest.raises(
         ValueError,
-        match="recipes: ctc_start, ctc, ctc_mandarin, ctc_spanish, lm, lm_small, lm_characters, lm_spanish",
+        match="recipes: ctc_start, ctc, ctc_mandarin, ctc_spanish, ctc_own, lm, lm_small, lm_characters, lm_spanish",
     ):
         tiny_models.main(["ctcc"])
 

@@ -103,7 +103,7 @@ def prepare(kind: str, source: str | Path, directory: str | Path, corpus: str | 
     """
     if kind == "hf_dataset":
         return hf_dataset.extract(source, directory, corpus)
-    return _write(read_corpus(source, corpus, kind), directory)
+    return write_manifest(read_corpus(source, corpus, kind), directory)
 
 
 def prepare_windows(
@@ -136,10 +136,11 @@ def prepare_windows(
     else:
         table = read_corpus(source, corpus, kind)
     cut = segmentation.segment(table, method, windows)
-    return _write(cut.utterances, directory), cut
+    return write_manifest(cut.utterances, directory), cut
 
 
-def _write(table: pa.Table, directory: str | Path) -> Path:
+def write_manifest(table: pa.Table, directory: str | Path) -> Path:
+    """Writes `manifest.jsonl` of UTTERANCES, whole or not at all; the directory is made if missing."""
     target = Path(directory).absolute() / MANIFEST
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{MANIFEST}.{os.getpid()}")

@@ -12,6 +12,7 @@ import tyro
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.models.speech_adapter import AdapterConfig
 from ctxasr_ray.recipes.languages import train_ctc_mandarin, train_ctc_spanish, train_lm_spanish
+from ctxasr_ray.recipes.own_speech import train_ctc_own
 from ctxasr_ray.training.augment import LIGHT_MASKS
 from ctxasr_ray.training.committed_lists import CommittedLists
 from ctxasr_ray.training.config import Optimiser, TrainingConfig
@@ -268,6 +269,7 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "ctc": train_ctc,
     "ctc_mandarin": train_ctc_mandarin,
     "ctc_spanish": train_ctc_spanish,
+    "ctc_own": train_ctc_own,
     "lm": train_lm,
     "lm_small": train_lm_small,
     "lm_characters": train_lm_characters,

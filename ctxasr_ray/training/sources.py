@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ctxasr_ray import audio, text
 from ctxasr_ray.corpora.mandarin import MandarinConfig
+from ctxasr_ray.corpora.manifest import read_corpus
 from ctxasr_ray.corpora.spanish import SpanishConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 
@@ -72,10 +74,11 @@ class SyntheticSpeech:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableSpeech:
-    """The utterances of one split of an UTTERANCES table (a Parquet file), for example of your own corpus."""
+    """The utterances of one split of a corpus of your own, or of an UTTERANCES table (a Parquet file)."""
 
     path: str
-    """Parquet file with the columns of `schema.UTTERANCES`."""
+    """A manifest or any other corpus that `corpora.manifest.read_corpus` reads, or a Parquet file with the columns of
+    `schema.UTTERANCES`."""
     split: str = "train"
     normaliser: str = "basic"
     """Name of the normaliser that makes the training text from the raw reference."""
@@ -156,10 +159,14 @@ class TextFile:
 
 @functools.lru_cache(maxsize=4)
 def _rows(path: str, split: str) -> list[dict[str, Any]]:
-    if not Path(path).is_file():
+    if not path.endswith(".parquet"):
+        found = read_corpus(path)
+        table = found.filter(pc.equal(found["split"], split))
+    elif Path(path).is_file():
+        table = pq.read_table(path, filters=[("split", "=", split)])
+    else:
         raise ValueError(f"training: no UTTERANCES table at {path}; give the path of one Parquet file.")
-    rows = pq.read_table(path, filters=[("split", "=", split)]).to_pylist()
-    return [row for row in rows if row["reference"] is not None]
+    return [row for row in table.to_pylist() if row["reference"] is not None]
 
 
 def refuse_test(split: str, what: str) -> None:
