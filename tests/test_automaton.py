@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.automaton import WordShape, build, close, spellings, step, word_shape
-from ctxasr_ray.keywords.automaton_kernels import GAIN, START, Automaton, Int32s, earned_each
+from ctxasr_ray.keywords.automaton_kernels import (
+    GAIN,
+    INSIDE,
+    KEPT,
+    LENT,
+    START,
+    Automaton,
+    Int32s,
+    earned_by_prefixes,
+)
 from ctxasr_ray.text import words
 
 LETTERS = (" ", "a", "b", "c", "")
@@ -31,8 +40,9 @@ def _earned(automaton: Automaton, tokens: Int32s) -> float:
         states, bonuses = step(automaton, states, np.asarray([token], dtype=np.int32))
         total += bonuses[0]
     whole = float(total + close(automaton, states)[0])
-    ends = np.cumsum([len(tokens), len(tokens[:1]), len(tokens)])
-    of_texts = earned_each(automaton, np.concatenate([tokens, tokens[:1], tokens]), ends)
+    parents, size = np.arange(-1, len(tokens), dtype=np.int32), len(tokens)
+    nodes = np.asarray([size, min(size, 1), size], dtype=np.int32)
+    of_texts = earned_by_prefixes(automaton, parents, np.concatenate([[-1], tokens]).astype(np.int32), nodes)
     assert of_texts[0] == of_texts[2] == whole
     return whole
 
@@ -222,6 +232,8 @@ def test_fifty_thousand_phrases_are_built_in_seconds_at_most() -> None:
     built = build(ways, np.ones(50_000), shape)
     assert time.perf_counter() - start < 5.0  # 0.3 s on a quiet core; benchmarks/keywords.py holds it to 0.5
     assert built.num_states > 100_000
+    for (phrase,) in lists[::5000]:  # also deep states, which the table of the first ones does not hold
+        assert _earned(built, phrase) == len(phrase)
 
 
 @pytest.mark.parametrize("pieces", [LETTERS, PIECES, IDEOGRAPHS])
@@ -237,6 +249,24 @@ def test_no_token_earns_more_than_its_state_lets_expect(pieces: tuple[str, ...])
     assert (most <= automaton.nats[:, GAIN]).all()
     assert most.max() > 0
     assert automaton.most == automaton.nats[:, GAIN].max()
+
+
+@pytest.mark.parametrize("pieces", [LETTERS, PIECES, IDEOGRAPHS])
+def test_a_token_without_its_bit_ends_the_match(pieces: tuple[str, ...]) -> None:
+    rng = random.Random(6)
+    written = [piece for piece in pieces if piece.strip()]
+    lists = [[_spelled(rng.choices(written, k=rng.randint(1, 6)), pieces)] for _ in range(60)]
+    automaton = build(spellings(lists), [rng.randint(-8, 40) / 8 for _ in lists], word_shape(pieces))
+    states = np.arange(automaton.num_states, dtype=np.int32)
+    lost = automaton.nats[:, KEPT].astype(np.float64) - automaton.nats[:, LENT]
+    ended = 0
+    for token in range(len(pieces)):
+        after, bonuses = step(automaton, states, np.full_like(states, token))
+        over = automaton.follows & automaton.bit[token] == 0
+        assert (after[over] == (START if automaton.is_space[token] else INSIDE)).all()
+        assert bonuses[over].tolist() == lost[over].tolist()
+        ended += over.sum()
+    assert (ended > 0) == automaton.whole_words
 
 
 def _spelled(written: list[str], pieces: tuple[str, ...]) -> Int32s:

@@ -17,23 +17,31 @@ Reference:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.keywords.automaton_kernels import (
+    ANY,
     CLOSING,
     FIRST_CHILD,
     GAIN,
     LENT,
+    NUM_BITS,
     START,
+    WORD_END,
     Automaton,
     Int32s,
     advance,
     gains,
     link,
+    mark,
 )
 from ctxasr_ray.text import is_ideographic
+
+_TABLE: Final = 1 << 16
+"""Entries of `Automaton.first_rows`, about: what a core's own cache holds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,8 +141,9 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
     parent = np.concatenate(parents)
     children = np.bincount(parent[2:], minlength=count)
     symbol = np.concatenate(symbol_of).astype(np.int32)
-    start_row = np.full(num_tokens + 1, -1, dtype=np.int32)
-    start_row[symbol[2 : 2 + children[START]]] = np.arange(2, 2 + children[START])
+    first_rows = np.full((min(count, 1 + _TABLE // (num_tokens + 1)), num_tokens + 1), -1, dtype=np.int32)
+    near = 2 + np.flatnonzero(parent[2:] < len(first_rows))
+    first_rows[parent[near], symbol[near]] = near
     links, nats = np.zeros((count + 1, 2), dtype=np.int32), np.zeros((count, 4), dtype=np.float32)
     links[:, FIRST_CHILD] = np.concatenate([[2], 2 + np.cumsum(children)])
     nats[:, LENT] = np.concatenate(lent)
@@ -142,7 +151,9 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
         symbol=symbol,
         links=links,
         nats=nats,
-        start_row=start_row,
+        follows=np.zeros(count, dtype=np.uint64),
+        bit=_bits(shape),
+        first_rows=first_rows,
         starts_word=shape.starts_word,
         is_space=shape.is_space,
         is_word=shape.is_word,
@@ -150,12 +161,23 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
         most=0.0,
     )
     link(made, parent.astype(np.int32), np.concatenate(complete))
+    mark(made)
     symbols_T = 1 + (shape.starts_word & ~shape.is_space) + shape.is_word  # that one token brings
     gain_N = gains(made)
     gain_N += gain_N.max() * (int(symbols_T.max()) - 1 if shape.whole_words else 0)
     rounded_N = gain_N.astype(np.float32)
     nats[:, GAIN] = np.where(rounded_N < gain_N, np.nextafter(rounded_N, np.float32(np.inf)), rounded_N)
     return made._replace(most=float(nats[:, GAIN].max()))
+
+
+def _bits(shape: WordShape) -> npt.NDArray[np.uint64]:
+    """(V + 1,) the bit of each token and of the end of a word, see `Automaton.follows`."""
+    num_tokens = len(shape.starts_word)
+    bits = np.uint64(1) << (np.arange(num_tokens + 1) % NUM_BITS).astype(np.uint64)
+    bits[:-1][shape.starts_word | shape.is_word] = ANY
+    bits[:-1][shape.is_space] = WORD_END
+    bits[-1] = WORD_END
+    return bits
 
 
 def _symbols(ways: Spellings, shape: WordShape) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

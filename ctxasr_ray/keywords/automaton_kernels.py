@@ -27,6 +27,12 @@ CLOSING: Final = 2
 """What of it is kept where the text ends."""
 GAIN: Final = 3
 """Most that the next token can earn."""
+ANY: Final = np.uint64(1) << np.uint64(63)
+"""Bit that every state has, of tokens that bring several symbols."""
+WORD_END: Final = np.uint64(1) << np.uint64(62)
+"""Bit of the symbol that ends a word, and of tokens that are only a space."""
+NUM_BITS: Final = 62
+"""For all other tokens; several tokens may share one."""
 _compiled = numba.njit(cache=True, nogil=True)
 _within = numba.njit(nogil=True, inline="always")
 
@@ -40,8 +46,14 @@ class Automaton(NamedTuple):
     """(N + 1, 2) columns `FIRST_CHILD`, `FALL`."""
     nats: Floats
     """(N, 4) columns `KEPT`, `LENT`, `CLOSING`, `GAIN`."""
-    start_row: Int32s
-    """(V + 1,) children of `START` by symbol, -1 for none: most steps begin there."""
+    follows: npt.NDArray[np.uint64]
+    """(N,) bits of the symbols that lead on in a phrase. After a token whose bit is missing a hypothesis has `KEPT` and
+    is at START after a space, else INSIDE; all bits are set where that need not be so."""
+    bit: npt.NDArray[np.uint64]
+    """(V + 1,) of each symbol, and of tokens."""
+    first_rows: Int32s
+    """(D, V + 1) children of the first D states by symbol, -1 for none: most steps are near the beginning of a phrase,
+    where there are many children to search among."""
     starts_word: npt.NDArray[np.bool_]
     """(V,) tokens that end the word before them."""
     is_space: npt.NDArray[np.bool_]
@@ -60,13 +72,14 @@ class Automaton(NamedTuple):
 
 @_within  # type: ignore[untyped-decorator]  # numba is untyped
 def earn(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
-    """As `on_token`, without a walk where none is needed: inside a word a child fits, or no phrase goes on."""
+    """As `on_token`, without a walk where none is needed: no phrase goes on, or inside a word a child fits."""
+    if automaton.follows[state] & automaton.bit[token] == np.uint64(0):
+        after = START if automaton.is_space[token] else INSIDE
+        return after, np.float64(automaton.nats[state, KEPT]) - automaton.nats[state, LENT]
     if not (automaton.whole_words and automaton.starts_word[token]):
         child = _child(automaton, state, token)
         if child >= 0:
             return child, np.float64(automaton.nats[child, LENT]) - automaton.nats[state, LENT]
-        if state == INSIDE or automaton.links[state, FALL] == INSIDE:
-            return INSIDE, np.float64(automaton.nats[state, KEPT]) - automaton.nats[state, LENT]
     after, bonus = on_token(automaton, state, token)
     return after, bonus
 
@@ -82,8 +95,8 @@ def advance_rows(automaton: Automaton, states_K: Int32s, token_K: Int32s) -> Non
 @_within  # type: ignore[untyped-decorator]  # numba is untyped
 def _child(automaton: Automaton, state: int, symbol: int) -> int:
     """The child of a state by a symbol, -1 for none."""
-    if state == START:
-        return int(automaton.start_row[symbol])
+    if state < automaton.first_rows.shape[0]:
+        return int(automaton.first_rows[state, symbol])
     low, high = automaton.links[state, FIRST_CHILD], automaton.links[state + 1, FIRST_CHILD]
     while high - low > 4:
         middle = (low + high) // 2
@@ -152,13 +165,34 @@ def earned(automaton: Automaton, tokens: Int32s) -> float:
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
-def earned_each(automaton: Automaton, tokens_S: Int32s, ends_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """(N,) what texts earn that stand one behind the other and end at `ends_N`."""
-    found = np.zeros(ends_N.shape[0])
-    first = 0
-    for n in range(ends_N.shape[0]):
-        found[n] = earned(automaton, tokens_S[first : ends_N[n]])
-        first = ends_N[n]
+def earned_by_prefixes(
+    automaton: Automaton, parent_M: Int32s, token_M: Int32s, nodes_K: Int32s
+) -> npt.NDArray[np.float64]:
+    """(K,) what whole texts earn, prefixes of a trie: what several begin with is walked once.
+
+    Args:
+        automaton: Of the phrases.
+        parent_M: Of each prefix, a lower number; prefix 0 is the empty one.
+        token_M: The last token of each prefix.
+        nodes_K: The prefixes that are whole texts.
+    """
+    size = nodes_K.max() + 1
+    is_part, state_M, total_M = np.zeros(size, np.bool_), np.empty(size, np.int32), np.empty(size)
+    is_part[0], state_M[0], total_M[0] = True, START, 0.0
+    for node in nodes_K:
+        while not is_part[node]:
+            is_part[node] = True
+            node = parent_M[node]
+    for node in range(1, size):
+        if is_part[node]:
+            parent = parent_M[node]
+            state_M[node], bonus = on_token(automaton, state_M[parent], token_M[node])
+            total_M[node] = total_M[parent] + bonus
+    found = np.empty(nodes_K.shape[0])
+    for k in range(nodes_K.shape[0]):
+        node = nodes_K[k]
+        state = state_M[node]
+        found[k] = total_M[node] + np.float64(automaton.nats[state, CLOSING]) - np.float64(automaton.nats[state, LENT])
     return found
 
 
@@ -201,3 +235,15 @@ def gains(automaton: Automaton) -> npt.NDArray[np.float64]:
             kept = np.float64(automaton.nats[state, KEPT]) + automaton.nats[below, LENT] - automaton.nats[state, LENT]
             gain[state] = max(gain[state], kept + gain[below])
     return gain
+
+
+@_compiled  # type: ignore[untyped-decorator]  # numba is untyped
+def mark(automaton: Automaton) -> None:
+    """Fills `follows`, once the links are there."""
+    for state in range(automaton.nats.shape[0]):
+        if not automaton.whole_words or (state > INSIDE and automaton.links[state, FALL] != INSIDE):
+            automaton.follows[state] = ~np.uint64(0)
+            continue
+        automaton.follows[state] = ANY
+        for child in range(automaton.links[state, FIRST_CHILD], automaton.links[state + 1, FIRST_CHILD]):
+            automaton.follows[state] |= automaton.bit[automaton.symbol[child]]

@@ -175,7 +175,7 @@ class CtcBeamSearch:
         positions = np.empty(self.num_labels, dtype=np.int32)
         kept = prune_labels(log_probs, self.blank_id, settings.suppressed, self.min_label_log_prob, labels, positions)
         frame = Frame(log_probs, self.blank_id, labels, positions, kept, self.beam_threshold, max_bonus)
-        expand(state.beam, state.trie, frame, NO_BOOST, state.candidates, empty_room(self.beam_size, len(labels), 0))
+        expand(state.beam, state.trie, frame, NO_BOOST, state.candidates, empty_room(self.beam_size, len(labels)))
         return True
 
     def prune(self, state: BeamState) -> None:

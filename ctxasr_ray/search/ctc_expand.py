@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.keywords import automaton_kernels
-from ctxasr_ray.keywords.automaton_kernels import GAIN, Automaton, earn
+from ctxasr_ray.keywords.automaton_kernels import GAIN, KEPT, LENT, Automaton, earn
 from ctxasr_ray.search import ctc_kernels
 from ctxasr_ray.search.ctc_kernels import heapify, log_add, push
 from ctxasr_ray.search.ctc_state import (
@@ -45,7 +45,9 @@ def _no_phrases() -> Automaton:
         symbol=np.zeros(0, np.int32),
         links=np.zeros((0, 2), np.int32),
         nats=np.zeros((0, 4), np.float32),
-        start_row=np.zeros(0, np.int32),
+        follows=np.zeros(0, np.uint64),
+        bit=np.zeros(0, np.uint64),
+        first_rows=np.zeros((0, 0), np.int32),
         starts_word=no_label,
         is_space=no_label,
         is_word=no_label,
@@ -83,16 +85,49 @@ class Room(NamedTuple):
     taken: npt.NDArray[np.bool_]
     """(K, L)"""
     states: Int32s
-    """(2, C) the state in each automaton behind candidates that write a label; empty without phrases."""
+    """(2, C) the state in each automaton behind candidates that write a label."""
     heap: Int32s
     """(K,) the best candidates, the worst of them first, where no fusion will change any."""
+    totals: Floats
+    """(K,) ln P of each row."""
+    log_probs: Floats
+    """(L,) of the labels."""
+    bits: npt.NDArray[np.uint64]
+    """(2, L) the bit of each label in each automaton, see `Automaton.follows`; 0 without phrases."""
 
 
 @compiled_within
-def empty_room(beam_size: int, max_labels: int, num_boosted: int) -> Room:
-    """Scratch for K rows and L labels, and for so many candidates whose labels may earn something."""
+def empty_room(beam_size: int, max_labels: int) -> Room:
+    """Scratch for K rows and L labels."""
     taken_KL = np.empty((beam_size, max_labels), dtype=np.bool_)
-    return Room(taken_KL, np.zeros((2, num_boosted), dtype=np.int32), np.empty(beam_size, dtype=np.int32))
+    return Room(
+        taken=taken_KL,
+        states=np.empty((2, beam_size * (max_labels + 1)), dtype=np.int32),
+        heap=np.empty(beam_size, dtype=np.int32),
+        totals=np.empty(beam_size),
+        log_probs=np.empty(max_labels),
+        bits=np.zeros((2, max_labels), dtype=np.uint64),
+    )
+
+
+class Outlook(NamedTuple):
+    """What a row's next label may earn in one automaton."""
+
+    follows: np.uint64
+    """As `Automaton.follows`."""
+    gain: float
+    """The most that any label earns."""
+    lost: float
+    """What every label earns whose bit is not in `follows`: mostly below 0."""
+
+
+@compiled_inline
+def outlook(automaton: Automaton, state: int) -> Outlook:
+    """Of a state; nothing without phrases."""
+    if not has_phrases(automaton):
+        return Outlook(np.uint64(0), 0.0, 0.0)
+    lost = np.float64(automaton.nats[state, KEPT]) - automaton.nats[state, LENT]
+    return Outlook(automaton.follows[state], np.float64(automaton.nats[state, GAIN]), lost)
 
 
 @compiled_inline
@@ -101,13 +136,31 @@ def has_phrases(automaton: Automaton) -> bool:
     return bool(automaton.nats.shape[0] > 2)
 
 
+@compiled_inline
+def most_of(of: Outlook, bit: np.uint64) -> float:
+    """The most that a label of this bit earns."""
+    return of.gain if of.follows & bit != np.uint64(0) else of.lost
+
+
+@compiled_inline
+def _look_up_labels(frame: Frame, boost: Boost, room: Room) -> None:
+    """Fills what the room holds of each label."""
+    for place in range(frame.num_labels):
+        token = frame.labels[place]
+        room.log_probs[place] = frame.log_probs[token]
+        if has_phrases(boost.shared):
+            room.bits[0, place] = boost.shared.bit[token]
+        if has_phrases(boost.own):
+            room.bits[1, place] = boost.own.bit[token]
+
+
 @compiled_within
 def _expand_stays(
     beam: Beam,
     trie: Trie,
     frame: Frame,
-    taken_KL: npt.NDArray[np.bool_],
     candidates: Candidates,
+    room: Room,
 ) -> float:
     """Rows that write nothing new, plus the mass that their parents in the beam hand down; the best score."""
     log_probs_V, position_V, blank_id = frame.log_probs, frame.positions, frame.blank_id
@@ -125,8 +178,9 @@ def _expand_stays(
                     mass = log_add(mass, beam.label[parent])
                 label = log_add(label, mass + log_probs_V[token])
                 if position_V[token] >= 0:
-                    taken_KL[parent, position_V[token]] = True
-        blank = log_add(beam.blank[row], beam.label[row]) + log_probs_V[blank_id]
+                    room.taken[parent, position_V[token]] = True
+        room.totals[row] = log_add(beam.blank[row], beam.label[row])
+        blank = room.totals[row] + log_probs_V[blank_id]
         candidates.row[row] = row
         candidates.token[row] = STAY
         candidates.blank[row] = blank
@@ -165,34 +219,36 @@ def _expander(digest: str) -> Callable[..., int]:
             How many candidates are in the heap.
         """
         assert digest  # read, so that it is in the closure
-        log_probs_V, labels_L, num_labels = frame.log_probs, frame.labels, frame.num_labels
+        labels_L, num_labels = frame.labels, frame.num_labels
         heap_K, states_2C, taken_KL, threshold = room.heap, room.states, room.taken, frame.threshold
         shared, own, column, size = boost.shared, boost.own, boost.column, beam.size[0]
         taken_KL[:size, :num_labels] = False
         for row in range(size):
             trie.row[beam.node[row]] = row
-        best = _expand_stays(beam, trie, frame, taken_KL, candidates)
+        best = _expand_stays(beam, trie, frame, candidates, room)
         settled, count = frame.most < 0, size
         heap_K[:size] = candidates.row[:size]  # those that stay come first, in the order of the rows
         if size == heap_K.shape[0]:
             heapify(heap_K, size, candidates.score)
         floor = _floor(best - threshold, heap_K, size, candidates.score) - max(frame.most, 0.0)
+        _look_up_labels(frame, boost, room)
         for row in range(beam.size[0]):
-            node = beam.node[row]
-            trie.row[node] = -1
-            total = log_add(beam.blank[row], beam.label[row])
+            trie.row[beam.node[row]] = -1
+            last, blank, earned = trie.token[beam.node[row]], beam.blank[row], beam.fusion[row]
+            total = room.totals[row]
             in_shared = beam.states[row, column] if has_phrases(shared) else 0
             in_own = beam.states[row, column + 1] if has_phrases(own) else 0
-            gain = shared.nats[in_shared, GAIN] if has_phrases(shared) else 0.0
-            gain += own.nats[in_own, GAIN] if has_phrases(own) else 0.0
+            of_shared, of_own = outlook(shared, in_shared), outlook(own, in_own)
+            most = of_shared.gain + of_own.gain
             for place in range(num_labels):
-                token = labels_L[place]
-                if total + log_probs_V[token] + beam.fusion[row] + gain < floor:
+                token, log_prob = labels_L[place], room.log_probs[place]
+                if total + log_prob + earned + most < floor:
                     break
-                label = (beam.blank[row] if token == trie.token[node] else total) + log_probs_V[token]
-                fusion = beam.fusion[row]
-                if taken_KL[row, place] or label + fusion + gain < floor or label == -np.inf:
+                label = (blank if token == last else total) + log_prob
+                fusion = earned + most_of(of_shared, room.bits[0, place]) + most_of(of_own, room.bits[1, place])
+                if taken_KL[row, place] or label + fusion < floor or label == -np.inf:
                     continue
+                fusion = earned
                 if has_phrases(shared):
                     states_2C[0, count], bonus = earn(shared, in_shared, token)
                     fusion += bonus

@@ -112,7 +112,7 @@ def _runner(digest: str) -> Callable[..., tuple[int, Beam, Beam]]:
         labels_L = np.empty(settings.max_labels, dtype=np.int32)
         position_V = np.empty(log_probs_TV.shape[1], dtype=np.int32)
         boosted = has_phrases(boost.shared) or has_phrases(boost.own)
-        scratch = empty_room(beam_size, settings.max_labels, candidates.row.shape[0] if boosted else 0)
+        scratch = empty_room(beam_size, settings.max_labels)
         for t in range(first, until):
             log_probs_V = log_probs_TV[t]
             if log_probs_V[blank] >= settings.skip_log_prob:

@@ -10,7 +10,7 @@ longer holds: `beam.fusion += new - old`. Letters: K beam rows, C candidates.
 """
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ctxasr_ray.nbest import Score
@@ -114,7 +114,7 @@ class Work:
 
     def add(self, other: "Work") -> None:
         """Adds what another language model was asked meanwhile."""
-        for name in asdict(other):
+        for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 

@@ -8,11 +8,12 @@ rows; they are written to `scores` as kind `bonus`, apart from the recogniser's 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ctxasr_ray.keywords.automaton import close, step
-from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, earned_each
+from ctxasr_ray.keywords.automaton_kernels import Automaton, advance_rows, earned_by_prefixes
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.search.ctc_expand import Boost
-from ctxasr_ray.search.ctc_run import labels_of
 from ctxasr_ray.search.ctc_state import Beam, Candidates, Int32s
 from ctxasr_ray.search.fusion import Ask, View, Wake, Work
 
@@ -86,10 +87,12 @@ class BoostedUtterance:
     def ended(self, view: View) -> Iterable[Ask]:
         """Takes back what partial matches were lent, and adds up what each row has earned of its own."""
         rows = view.num_rows
+        earned = np.zeros(rows)
         for place, automaton in enumerate(self.automata):
-            view.beam.fusion[:rows] += close(automaton, view.states[:rows, place])
-        texts = labels_of(view.trie, view.beam.node[:rows])
-        bonuses = sum(earned_each(automaton, *texts) for automaton in self.automata).tolist()
+            if automaton.num_states > 2:
+                view.beam.fusion[:rows] += close(automaton, view.states[:rows, place])
+                earned += earned_by_prefixes(automaton, view.trie.parent, view.trie.token, view.beam.node[:rows])
+        bonuses = earned.tolist()
         shared = {one: (Score(source=self.source, kind="bonus", log_prob=one),) for one in set(bonuses)}
         self.found = [shared[one] for one in bonuses]
         return ()

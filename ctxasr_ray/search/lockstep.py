@@ -93,7 +93,9 @@ def fused_search(
         try:
             yield from _moments(search, state, log_probs_TV, fusions, current)
             labellings = search.finish(state)
-            scores = [tuple(s for part in current.values() for s in part.scores(one.row)) for one in labellings]
+            scores: list[tuple[Score, ...]] = [()] * len(labellings)
+            for part in current.values():
+                scores = [others + part.scores(one.row) for others, one in zip(scores, labellings, strict=True)]
             return FusedList(labellings=labellings, scores=scores, left_out=left_out, work=work)
         except _LeftOutError as fault:
             left_out[fault.name] = fault.reason
