@@ -31,7 +31,7 @@ class PseudoLabel:
 
     root: str
     """Run folder, as for evaluate; transcripts that it holds already are not made again."""
-    manifest: Path | None = None
+    manifest: str | None = None
     """As for evaluate; `text` is the caption, where there is one."""
     directory: Path
     """Where `manifest.jsonl` and `yields.json` go."""

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from ctxasr_ray.storage.store import Shard, Store
 
 
-def open_run(experiment: Experiment, root: str, manifest: Path | None) -> "tuple[Store, list[Shard]]":
+def open_run(experiment: Experiment, root: str, manifest: str | Path | None) -> "tuple[Store, list[Shard]]":
     """The run folder and the shards of the manifest, or of the recipe's own corpus.
 
     Args:
         experiment: May bring a synthetic corpus, whose dev part stands in where the manifest has none.
         root: Run folder, also s3://bucket/folder.
-        manifest: NeMo JSON lines or a folder; None for the recipe's own corpus.
+        manifest: NeMo JSON lines, also a URL, or a folder; None for the recipe's own corpus.
 
     Raises:
         ValueError: there is no corpus, or a row of it is refused.

@@ -32,8 +32,9 @@ class Evaluate:
     """Run folder: tables, provenance and, if it is local, the report. Also s3://bucket/folder."""
     report: Path | None = None
     """Where the report goes; by default ROOT/report, for a root on S3 runs/RECIPE/report."""
-    manifest: Path | None = None
-    """NeMo JSON-lines manifest, or a folder of audio with transcripts; without one the recipe's own corpus."""
+    manifest: str | None = None
+    """NeMo JSON-lines manifest, also s3:// or https://, or a folder of audio with transcripts; without one the recipe's
+    own corpus."""
     json: bool = False
     """Print RESULTS as JSON lines, nothing else, on standard output."""
     retry_errors: bool = False
@@ -58,7 +59,7 @@ class Export:
 
     root: str
     """Run folder."""
-    manifest: Path | None = None
+    manifest: str | None = None
     """As for evaluate."""
     format: Literal["trn", "ctm", "stm", "kaldi", "nemo", "nbest"]
     """sclite trn, ctm or stm, Kaldi text, NeMo JSON lines with pred_text, or N-best lists as JSON lines."""

@@ -29,7 +29,7 @@ class Sweep:
     """Run folder that all trials share. Also s3://bucket/folder."""
     state: Path = Path("runs/sweeps")
     """Folder of this machine for the search's own state and for the sweep's table."""
-    manifest: Path | None = None
+    manifest: str | None = None
     """As for evaluate."""
     json: bool = False
     """Print one JSON line per trial and the RESULTS of the best setting, nothing else, on standard output."""

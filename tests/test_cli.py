@@ -41,6 +41,10 @@ def test_help_names_every_command_and_recipe(capsys: pytest.CaptureFixture[str])
         (["evaluate", "nowhere:recipe"], "expected an importable module:function"),
         (["evaluate", "ctc"], "name one: --manifest FILE"),
         (["evaluate", "ctc", "--manifest", "/no/such/manifest.jsonl"], "/no/such/manifest.jsonl"),
+        (
+            ["plan", "ctc", "--manifest", "http://127.0.0.1:1/m.jsonl"],
+            "http://127.0.0.1:1/m.jsonl: Cannot connect to host",
+        ),
         (["prepare", "ctc"], "makes no corpus"),
     ],
 )
