@@ -3,7 +3,7 @@
 The 150 orders of Picovoice's speech-to-intent benchmark, their own 77 phrases, and rare words of LibriSpeech (the lists
 of Le et al., 2021) up to 1,000 and 10,000 phrases; then the recogniser without any list, whose N-best the recipe
 `pocketsphinx_candidates` puts the 77 phrases into. Every setting is the default, chosen on synthetic speech of other
-domains. Run it without arguments: `python benchmarks/barista.py`; four passes take about eleven minutes of a quiet
+domains. Run it without arguments: `python benchmarks/barista.py`; four passes take about ten minutes of a quiet
 core. Parts may be named: `python benchmarks/barista.py 77 1000 candidates`.
 """
 
