@@ -8,10 +8,7 @@ from hypothesis import strategies as st
 
 from ctxasr_ray.keywords.automaton import WordShape, build, close, spellings, step, word_shape
 from ctxasr_ray.keywords.automaton_kernels import (
-    GAIN,
     INSIDE,
-    KEPT,
-    LENT,
     START,
     Automaton,
     Int32s,
@@ -246,9 +243,9 @@ def test_no_token_earns_more_than_its_state_lets_expect(pieces: tuple[str, ...])
     most = np.stack([step(automaton, states, np.full_like(states, token))[1] for token in range(len(pieces))]).max(
         axis=0
     )
-    assert (most <= automaton.nats[:, GAIN]).all()
+    assert (most <= automaton.states["gain"][:-1]).all()
     assert most.max() > 0
-    assert automaton.most == automaton.nats[:, GAIN].max()
+    assert automaton.most == automaton.states["gain"].max()
 
 
 @pytest.mark.parametrize("pieces", [LETTERS, PIECES, IDEOGRAPHS])
@@ -258,11 +255,11 @@ def test_a_token_without_its_bit_ends_the_match(pieces: tuple[str, ...]) -> None
     lists = [[_spelled(rng.choices(written, k=rng.randint(1, 6)), pieces)] for _ in range(60)]
     automaton = build(spellings(lists), [rng.randint(-8, 40) / 8 for _ in lists], word_shape(pieces))
     states = np.arange(automaton.num_states, dtype=np.int32)
-    lost = automaton.nats[:, KEPT].astype(np.float64) - automaton.nats[:, LENT]
+    lost = automaton.states["kept"][:-1].astype(np.float64) - automaton.states["lent"][:-1]
     ended = 0
     for token in range(len(pieces)):
         after, bonuses = step(automaton, states, np.full_like(states, token))
-        over = automaton.follows & automaton.bit[token] == 0
+        over = automaton.states["follows"][:-1] & automaton.bit[token] == 0
         assert (after[over] == (START if automaton.is_space[token] else INSIDE)).all()
         assert bonuses[over].tolist() == lost[over].tolist()
         ended += over.sum()

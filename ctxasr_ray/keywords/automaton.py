@@ -24,12 +24,9 @@ import numpy.typing as npt
 
 from ctxasr_ray.keywords.automaton_kernels import (
     ANY,
-    CLOSING,
-    FIRST_CHILD,
-    GAIN,
-    LENT,
     NUM_BITS,
     START,
+    STATE,
     WORD_END,
     Automaton,
     Int32s,
@@ -144,14 +141,12 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
     first_rows = np.full((min(count, 1 + _TABLE // (num_tokens + 1)), num_tokens + 1), -1, dtype=np.int32)
     near = 2 + np.flatnonzero(parent[2:] < len(first_rows))
     first_rows[parent[near], symbol[near]] = near
-    links, nats = np.zeros((count + 1, 2), dtype=np.int32), np.zeros((count, 4), dtype=np.float32)
-    links[:, FIRST_CHILD] = np.concatenate([[2], 2 + np.cumsum(children)])
-    nats[:, LENT] = np.concatenate(lent)
+    states = np.zeros(count + 1, dtype=STATE)
+    states["first_child"] = np.concatenate([[2], 2 + np.cumsum(children)])
+    states["lent"][:-1] = np.concatenate(lent)
     made = Automaton(
         symbol=symbol,
-        links=links,
-        nats=nats,
-        follows=np.zeros(count, dtype=np.uint64),
+        states=states,
         bit=_bits(shape),
         first_rows=first_rows,
         starts_word=shape.starts_word,
@@ -166,12 +161,12 @@ def build(ways: Spellings, weights: npt.ArrayLike, shape: WordShape) -> Automato
     gain_N = gains(made)
     gain_N += gain_N.max() * (int(symbols_T.max()) - 1 if shape.whole_words else 0)
     rounded_N = gain_N.astype(np.float32)
-    nats[:, GAIN] = np.where(rounded_N < gain_N, np.nextafter(rounded_N, np.float32(np.inf)), rounded_N)
-    return made._replace(most=float(nats[:, GAIN].max()))
+    states["gain"][:-1] = np.where(rounded_N < gain_N, np.nextafter(rounded_N, np.float32(np.inf)), rounded_N)
+    return made._replace(most=float(states["gain"].max()))
 
 
 def _bits(shape: WordShape) -> npt.NDArray[np.uint64]:
-    """(V + 1,) the bit of each token and of the end of a word, see `Automaton.follows`."""
+    """(V + 1,) the bit of each token and of the end of a word, see `STATE`."""
     num_tokens = len(shape.starts_word)
     bits = np.uint64(1) << (np.arange(num_tokens + 1) % NUM_BITS).astype(np.uint64)
     bits[:-1][shape.starts_word | shape.is_word] = ANY
@@ -222,5 +217,7 @@ def step(automaton: Automaton, states: Int32s, tokens: Int32s) -> tuple[Int32s, 
 
 def close(automaton: Automaton, states: Int32s) -> npt.NDArray[np.float64]:
     """(H,) nats that the end of the text adds: partial matches are taken back, a last whole word is confirmed."""
-    closed: npt.NDArray[np.float64] = automaton.nats[states, CLOSING].astype(np.float64) - automaton.nats[states, LENT]
+    closed: npt.NDArray[np.float64] = (
+        automaton.states["closing"][states].astype(np.float64) - automaton.states["lent"][states]
+    )
     return closed

@@ -16,17 +16,28 @@ START: Final = 0
 """State before the first token, and at a word's start with nothing matched."""
 INSIDE: Final = 1
 """State inside a word that no phrase begins with; unused where words are not separated."""
-FIRST_CHILD: Final = 0
-FALL: Final = 1
-"""The state to go on from where no child fits."""
-KEPT: Final = 0
-"""Bonuses of complete phrases that are kept then."""
-LENT: Final = 1
-"""Earned so far by what the state spells, complete or not."""
-CLOSING: Final = 2
-"""What of it is kept where the text ends."""
-GAIN: Final = 3
-"""Most that the next token can earn."""
+STATE: Final = np.dtype(
+    [
+        ("follows", np.uint64),
+        ("first_child", np.int32),
+        ("fall", np.int32),
+        ("kept", np.float32),
+        ("lent", np.float32),
+        ("closing", np.float32),
+        ("gain", np.float32),
+    ]
+)
+"""What is known of a state, side by side, because a search asks for all of it at once.
+
+follows: Bits of the symbols that lead on in a phrase. After a token whose bit is missing a hypothesis has `kept` and is
+    at START after a space, else INSIDE; all bits are set where that need not be so.
+first_child: The first of its children, which lie together.
+fall: The state to go on from where no child fits.
+kept: Bonuses of complete phrases that are kept then.
+lent: Earned so far by what the state spells, complete or not.
+closing: What of it is kept where the text ends.
+gain: Most that the next token can earn.
+"""
 ANY: Final = np.uint64(1) << np.uint64(63)
 """Bit that every state has, of tokens that bring several symbols."""
 WORD_END: Final = np.uint64(1) << np.uint64(62)
@@ -38,17 +49,12 @@ _within = numba.njit(nogil=True, inline="always")
 
 
 class Automaton(NamedTuple):
-    """N states; their numbers ascend with depth. The children of a state are its `FIRST_CHILD` to that of the next."""
+    """N states; their numbers ascend with depth. The children of a state are its `first_child` to that of the next."""
 
     symbol: Int32s
     """(N,) what leads to a state: a token, or V where a word ends."""
-    links: Int32s
-    """(N + 1, 2) columns `FIRST_CHILD`, `FALL`."""
-    nats: Floats
-    """(N, 4) columns `KEPT`, `LENT`, `CLOSING`, `GAIN`."""
-    follows: npt.NDArray[np.uint64]
-    """(N,) bits of the symbols that lead on in a phrase. After a token whose bit is missing a hypothesis has `KEPT` and
-    is at START after a space, else INSIDE; all bits are set where that need not be so."""
+    states: npt.NDArray[np.void]
+    """(N + 1,) of `STATE`; the last is none, and says where children end."""
     bit: npt.NDArray[np.uint64]
     """(V + 1,) of each symbol, and of tokens."""
     first_rows: Int32s
@@ -67,19 +73,19 @@ class Automaton(NamedTuple):
     @property
     def num_states(self) -> int:
         """N; 2 without any phrase."""
-        return len(self.nats)
+        return len(self.states) - 1
 
 
 @_within  # type: ignore[untyped-decorator]  # numba is untyped
 def earn(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
     """As `on_token`, without a walk where none is needed: no phrase goes on, or inside a word a child fits."""
-    if automaton.follows[state] & automaton.bit[token] == np.uint64(0):
+    if automaton.states[state].follows & automaton.bit[token] == np.uint64(0):
         after = START if automaton.is_space[token] else INSIDE
-        return after, np.float64(automaton.nats[state, KEPT]) - automaton.nats[state, LENT]
+        return after, np.float64(automaton.states[state].kept) - automaton.states[state].lent
     if not (automaton.whole_words and automaton.starts_word[token]):
         child = _child(automaton, state, token)
         if child >= 0:
-            return child, np.float64(automaton.nats[child, LENT]) - automaton.nats[state, LENT]
+            return child, np.float64(automaton.states[child].lent) - automaton.states[state].lent
     after, bonus = on_token(automaton, state, token)
     return after, bonus
 
@@ -97,7 +103,7 @@ def _child(automaton: Automaton, state: int, symbol: int) -> int:
     """The child of a state by a symbol, -1 for none."""
     if state < automaton.first_rows.shape[0]:
         return int(automaton.first_rows[state, symbol])
-    low, high = automaton.links[state, FIRST_CHILD], automaton.links[state + 1, FIRST_CHILD]
+    low, high = automaton.states[state].first_child, automaton.states[state + 1].first_child
     while high - low > 4:
         middle = (low + high) // 2
         if automaton.symbol[middle] <= symbol:
@@ -125,14 +131,14 @@ def _on_symbol(automaton: Automaton, state: int, symbol: int) -> tuple[int, floa
             return child, kept
         if state == START:
             return (INSIDE if automaton.whole_words and symbol != end else START), kept
-        kept += automaton.nats[state, KEPT]
-        state = automaton.links[state, FALL]
+        kept += automaton.states[state].kept
+        state = automaton.states[state].fall
 
 
 @_within  # type: ignore[untyped-decorator]  # numba is untyped
 def on_token(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
     """(new state, nats earned by this token)."""
-    before = np.float64(automaton.nats[state, LENT])
+    before = np.float64(automaton.states[state].lent)
     kept = 0.0
     if automaton.whole_words and automaton.starts_word[token]:
         state, kept = _on_symbol(automaton, state, automaton.starts_word.shape[0])
@@ -142,7 +148,7 @@ def on_token(automaton: Automaton, state: int, token: int) -> tuple[int, float]:
     if automaton.whole_words and automaton.is_word[token]:
         state, more = _on_symbol(automaton, state, automaton.starts_word.shape[0])
         kept += more
-    return state, kept + np.float64(automaton.nats[state, LENT]) - before
+    return state, kept + np.float64(automaton.states[state].lent) - before
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
@@ -161,7 +167,7 @@ def earned(automaton: Automaton, tokens: Int32s) -> float:
     for token in tokens:
         state, bonus = on_token(automaton, state, token)
         total += bonus
-    return total + np.float64(automaton.nats[state, CLOSING]) - np.float64(automaton.nats[state, LENT])
+    return total + np.float64(automaton.states[state].closing) - np.float64(automaton.states[state].lent)
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
@@ -192,7 +198,9 @@ def earned_by_prefixes(
     for k in range(nodes_K.shape[0]):
         node = nodes_K[k]
         state = state_M[node]
-        found[k] = total_M[node] + np.float64(automaton.nats[state, CLOSING]) - np.float64(automaton.nats[state, LENT])
+        found[k] = (
+            total_M[node] + np.float64(automaton.states[state].closing) - np.float64(automaton.states[state].lent)
+        )
     return found
 
 
@@ -204,46 +212,48 @@ def link(automaton: Automaton, parent: Int32s, complete: Floats) -> None:
     to where the text behind the longest such phrase would lead, whose bonus is kept.
     """
     end = automaton.starts_word.shape[0]
-    for state in range(2, automaton.nats.shape[0]):
+    for state in range(2, automaton.states.shape[0] - 1):
         if not np.isnan(complete[state]):
-            automaton.links[state, FALL], automaton.nats[state, KEPT] = START, complete[state]
+            automaton.states[state].fall, automaton.states[state].kept = START, complete[state]
         elif parent[state] == START:
-            automaton.links[state, FALL] = INSIDE if automaton.whole_words else START
+            automaton.states[state].fall = INSIDE if automaton.whole_words else START
         else:
             above = parent[state]
-            below, kept = _on_symbol(automaton, automaton.links[above, FALL], automaton.symbol[state])
-            automaton.links[state, FALL] = below
-            automaton.nats[state, KEPT] = automaton.nats[above, KEPT] + kept
-        below = automaton.links[state, FALL]
-        automaton.nats[state, CLOSING] = automaton.nats[state, KEPT] + automaton.nats[below, CLOSING]
+            below, kept = _on_symbol(automaton, automaton.states[above].fall, automaton.symbol[state])
+            automaton.states[state].fall = below
+            automaton.states[state].kept = automaton.states[above].kept + kept
+        below = automaton.states[state].fall
+        automaton.states[state].closing = automaton.states[state].kept + automaton.states[below].closing
     if automaton.whole_words:
-        ends = automaton.nats[:, CLOSING].copy()
-        for state in range(2, automaton.nats.shape[0]):
+        ends = automaton.states["closing"].copy()
+        for state in range(2, automaton.states.shape[0] - 1):
             after, kept = _on_symbol(automaton, state, end)
-            automaton.nats[state, CLOSING] = kept + ends[after]
+            automaton.states[state].closing = kept + ends[after]
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
 def gains(automaton: Automaton) -> npt.NDArray[np.float64]:
     """(N,) most that one symbol earns in each state: to a child, or by way of the fall."""
-    gain = np.zeros(automaton.nats.shape[0])
-    for state in range(automaton.nats.shape[0]):
-        for child in range(automaton.links[state, FIRST_CHILD], automaton.links[state + 1, FIRST_CHILD]):
-            gain[state] = max(gain[state], np.float64(automaton.nats[child, LENT]) - automaton.nats[state, LENT])
+    gain = np.zeros(automaton.states.shape[0] - 1)
+    for state in range(automaton.states.shape[0] - 1):
+        for child in range(automaton.states[state].first_child, automaton.states[state + 1].first_child):
+            gain[state] = max(gain[state], np.float64(automaton.states[child].lent) - automaton.states[state].lent)
         if state > INSIDE:
-            below = automaton.links[state, FALL]
-            kept = np.float64(automaton.nats[state, KEPT]) + automaton.nats[below, LENT] - automaton.nats[state, LENT]
+            below = automaton.states[state].fall
+            kept = (
+                np.float64(automaton.states[state].kept) + automaton.states[below].lent - automaton.states[state].lent
+            )
             gain[state] = max(gain[state], kept + gain[below])
     return gain
 
 
 @_compiled  # type: ignore[untyped-decorator]  # numba is untyped
 def mark(automaton: Automaton) -> None:
-    """Fills `follows`, once the links are there."""
-    for state in range(automaton.nats.shape[0]):
-        if not automaton.whole_words or (state > INSIDE and automaton.links[state, FALL] != INSIDE):
-            automaton.follows[state] = ~np.uint64(0)
+    """Fills `follows`, once `fall` is there."""
+    for state in range(automaton.states.shape[0] - 1):
+        if not automaton.whole_words or (state > INSIDE and automaton.states[state].fall != INSIDE):
+            automaton.states[state].follows = ~np.uint64(0)
             continue
-        automaton.follows[state] = ANY
-        for child in range(automaton.links[state, FIRST_CHILD], automaton.links[state + 1, FIRST_CHILD]):
-            automaton.follows[state] |= automaton.bit[automaton.symbol[child]]
+        automaton.states[state].follows = ANY
+        for child in range(automaton.states[state].first_child, automaton.states[state + 1].first_child):
+            automaton.states[state].follows |= automaton.bit[automaton.symbol[child]]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.keywords import automaton_kernels
-from ctxasr_ray.keywords.automaton_kernels import GAIN, KEPT, LENT, Automaton, earn
+from ctxasr_ray.keywords.automaton_kernels import STATE, Automaton, earn
 from ctxasr_ray.search import ctc_kernels
 from ctxasr_ray.search.ctc_kernels import heapify, log_add, push
 from ctxasr_ray.search.ctc_state import (
@@ -43,9 +43,7 @@ def _no_phrases() -> Automaton:
     no_label = np.zeros(0, np.bool_)
     return Automaton(
         symbol=np.zeros(0, np.int32),
-        links=np.zeros((0, 2), np.int32),
-        nats=np.zeros((0, 4), np.float32),
-        follows=np.zeros(0, np.uint64),
+        states=np.zeros(1, STATE),
         bit=np.zeros(0, np.uint64),
         first_rows=np.zeros((0, 0), np.int32),
         starts_word=no_label,
@@ -93,7 +91,7 @@ class Room(NamedTuple):
     log_probs: Floats
     """(L,) of the labels."""
     bits: npt.NDArray[np.uint64]
-    """(2, L) the bit of each label in each automaton, see `Automaton.follows`; 0 without phrases."""
+    """(2, L) the bit of each label in each automaton, see `STATE`; 0 without phrases."""
 
 
 @compiled_within
@@ -114,7 +112,7 @@ class Outlook(NamedTuple):
     """What a row's next label may earn in one automaton."""
 
     follows: np.uint64
-    """As `Automaton.follows`."""
+    """As in `STATE`."""
     gain: float
     """The most that any label earns."""
     lost: float
@@ -126,14 +124,14 @@ def outlook(automaton: Automaton, state: int) -> Outlook:
     """Of a state; nothing without phrases."""
     if not has_phrases(automaton):
         return Outlook(np.uint64(0), 0.0, 0.0)
-    lost = np.float64(automaton.nats[state, KEPT]) - automaton.nats[state, LENT]
-    return Outlook(automaton.follows[state], np.float64(automaton.nats[state, GAIN]), lost)
+    lost = np.float64(automaton.states[state].kept) - automaton.states[state].lent
+    return Outlook(automaton.states[state].follows, np.float64(automaton.states[state].gain), lost)
 
 
 @compiled_inline
 def has_phrases(automaton: Automaton) -> bool:
     """Whether any phrase stands in it; one without stays in state 0."""
-    return bool(automaton.nats.shape[0] > 2)
+    return bool(automaton.states.shape[0] > 3)
 
 
 @compiled_inline
