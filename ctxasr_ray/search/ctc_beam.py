@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.search.ctc_expand import NO_BOOST, Boost, Frame, empty_room, expand
-from ctxasr_ray.search.ctc_kernels import best_of, log_add, only_blank, prune_labels, select
+from ctxasr_ray.search.ctc_kernels import best_of, only_blank, prune_labels, select, totals_of
 from ctxasr_ray.search.ctc_run import labels_of, run
 from ctxasr_ray.search.ctc_state import (
     INSIDE,
@@ -188,19 +188,10 @@ class CtcBeamSearch:
     def finish(self, state: BeamState) -> list[Labelling]:
         """The rows as labellings, in the order of ln P + fusion; of equal ones the earlier row first."""
         beam = state.beam
-        size = int(beam.size[0])
-        totals = [log_add(float(beam.blank[k]), float(beam.label[k])) for k in range(size)]
-        scores = np.asarray(totals) + beam.fusion[:size]
-        texts = prefixes(state.trie, beam.node[:size])
-        return [
-            Labelling(
-                token_ids=texts[k],
-                log_prob=float(totals[k]),
-                fusion=float(beam.fusion[k]),
-                row=int(k),
-            )
-            for k in np.argsort(-scores, kind="stable")
-        ]
+        totals, fusion = totals_of(beam), beam.fusion[: beam.size[0]]
+        order = np.argsort(-(totals + fusion), kind="stable").tolist()
+        texts, log_probs, bonuses = prefixes(state.trie, beam.node[: beam.size[0]]), totals.tolist(), fusion.tolist()
+        return [Labelling(token_ids=texts[row], log_prob=log_probs[row], fusion=bonuses[row], row=row) for row in order]
 
     def checked(self, log_probs_TV: npt.ArrayLike) -> Floats:
         """The log-probs as the kernels take them.

@@ -42,6 +42,15 @@ def log_add(a: float, b: float) -> float:
 
 
 @compiled
+def totals_of(beam: Beam) -> Floats:
+    """(rows,) ln P of each prefix, whatever its last frame is."""
+    totals = np.empty(beam.size[0])
+    for row in range(beam.size[0]):
+        totals[row] = log_add(beam.blank[row], beam.label[row])
+    return totals
+
+
+@compiled
 def prune_labels(
     log_probs_V: Floats,
     blank_id: int,
