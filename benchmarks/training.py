@@ -55,7 +55,8 @@ def plain(config: TrainingConfig, directory: Path) -> dict[str, torch.Tensor]:
         for group in optimiser.param_groups:
             group["lr"] = settings.rate(step, config.num_steps)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = task.loss(task.batch(indices, np.random.default_rng(0)))
+            batch = task.batch(indices, np.random.default_rng(0))
+            loss = task.loss(batch, task.counts(batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         optimiser.step()
@@ -107,7 +108,7 @@ def mwer_step_cost() -> Figure:
     references = {name: batch[name][chosen] for name in ("input_ids", "written")}
 
     def mwer() -> None:
-        task.loss(batch).backward()
+        task.loss(batch, task.counts(batch)).backward()
         task.model.zero_grad(set_to_none=True)
 
     def cross_entropy() -> None:

@@ -17,6 +17,7 @@ from ctxasr_ray.run_commands import audit, evaluate, export, parse_evaluate, pla
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.submit_command import submit
 from ctxasr_ray.sweep_command import sweep_recipe
+from ctxasr_ray.train_command import train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,13 +73,6 @@ def _quickstart(words: list[str]) -> int:
     return evaluate(parse_evaluate("quickstart", ["quickstart", *words]))
 
 
-def _train(words: list[str]) -> int:
-    """Train a shipped tiny model again, by its committed recipe."""
-    from ctxasr_ray.recipes.tiny_models import main as train
-
-    return train(words)
-
-
 COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "quickstart": _quickstart,
     "evaluate": _evaluate,
@@ -91,7 +85,7 @@ COMMANDS: Final[Mapping[str, Callable[[list[str]], int]]] = {
     "export": export,
     "prepare": prepare,
     "pseudo-label": pseudo_label,
-    "train": _train,
+    "train": train,
     "score": score,
     "compare": compare,
 }

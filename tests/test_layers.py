@@ -33,7 +33,15 @@ LEVELS = [
     {"layout"},
     {"pipeline", "axes", "progress", "sweep", "opening", "audit"},
     {"recipes"},
-    {"file_commands", "fit_command", "label_command", "run_commands", "sweep_command", "submit_command"},
+    {
+        "file_commands",
+        "fit_command",
+        "label_command",
+        "run_commands",
+        "sweep_command",
+        "submit_command",
+        "train_command",
+    },
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -325,7 +325,7 @@ def drawn_lists() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_the_gradient_of_expected_errors_is_its_closed_form_and_finite_differences() -> None:
     scores, errors, mask = drawn_lists()
     leaf = scores.clone().requires_grad_()
-    expected_word_errors(leaf, errors, mask).backward()  # type: ignore[no-untyped-call]  # torch
+    expected_word_errors(leaf, errors, mask, count=3).backward()  # type: ignore[no-untyped-call]  # torch
     assert leaf.grad is not None
 
     def by_hand(values: np.ndarray[Any, Any]) -> float:
@@ -335,7 +335,9 @@ def test_the_gradient_of_expected_errors_is_its_closed_form_and_finite_differenc
             total += float((weights / weights.sum()) @ wrong[there]) / len(values)
         return total
 
-    assert float(expected_word_errors(scores, errors, mask)) == pytest.approx(by_hand(scores.numpy()), abs=1e-6)
+    assert float(expected_word_errors(scores, errors, mask, count=3)) == pytest.approx(
+        by_hand(scores.numpy()), abs=1e-6
+    )
     for row in range(3):
         there = mask[row]
         posteriors = scores[row][there].softmax(-1)
@@ -355,6 +357,6 @@ def test_an_empty_list_is_refused_and_the_share_of_cross_entropy_is_added() -> N
     scores, errors, mask = drawn_lists()
     mask[1] = False
     with pytest.raises(ValueError, match=r"utterances \[1\] of the batch have an empty N-best list.*leave them out"):
-        expected_word_errors(scores, errors, mask)
+        expected_word_errors(scores, errors, mask, count=3)
     whole = mwer(torch.tensor(2.0), torch.tensor(3.0), cross_entropy_share=0.01)
     assert float(whole) == pytest.approx(2.03)

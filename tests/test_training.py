@@ -26,6 +26,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from ctxasr_ray import train_command
 from ctxasr_ray.corpora.sentences import lexicon
 from ctxasr_ray.models import attention, checkpoint
 from ctxasr_ray.recipes import tiny_models
@@ -151,7 +152,7 @@ def test_ctc_equals_the_sum_over_all_paths() -> None:
                 total += float(np.exp(sum(float(log_probs[row, t, v]) for t, v in enumerate(path))))
         expected -= np.log(total)
     padded = torch.tensor([[0, 0], [1, objectives.IGNORED]])
-    got = objectives.ctc(logits_BTV, torch.tensor(lengths), padded, blank=blank)
+    got = objectives.ctc(logits_BTV, torch.tensor(lengths), padded, blank=blank, count=3)
     assert float(got) == pytest.approx(expected / 3, abs=1e-5)
 
 
@@ -160,7 +161,7 @@ def test_cross_entropy_ignores_padding() -> None:
     targets = torch.tensor([[1, 2, objectives.IGNORED], [4, objectives.IGNORED, objectives.IGNORED]])
     log_probs = logits.log_softmax(-1)
     expected = -(log_probs[0, 0, 1] + log_probs[0, 1, 2] + log_probs[1, 0, 4]) / 3
-    assert float(objectives.cross_entropy(logits, targets)) == pytest.approx(float(expected), abs=1e-5)
+    assert float(objectives.cross_entropy(logits, targets, count=3)) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_joint_loss_is_the_weighted_sum() -> None:
@@ -238,10 +239,10 @@ class Stopping:
         left = itertools.count(1)
         loss = built.loss
 
-        def stop(batch: object) -> object:
+        def stop(batch: object, counts: object) -> object:
             if next(left) > self.steps:
                 raise StoppedError
-            return loss(batch)
+            return loss(batch, counts)
 
         built.loss = stop
         return built  # type: ignore[no-any-return]
@@ -409,7 +410,7 @@ def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: 
     directory = str(tmp_path / "run")
     words = ["lm", "--directory", directory, "--num-steps", "1", "--task.hidden-size", "8", "--task.num-layers", "1"]
     words += ["--task.train.num-sentences", "50", "--task.dev.num-sentences", "3", "--num-threads", "1"]
-    assert tiny_models.main(words) == 0
+    assert train_command.train(words) == 0
     printed = capsys.readouterr().out
     assert f"{directory}/model" in printed
     assert "dev_perplexity" in printed
@@ -417,7 +418,7 @@ def test_the_command_trains_and_says_where_the_model_is(tmp_path: Path, capsys: 
         ValueError,
         match="recipes: ctc_start, ctc, ctc_mandarin, ctc_spanish, ctc_own, lm, lm_small, lm_characters, lm_spanish",
     ):
-        tiny_models.main(["ctcc"])
+        train_command.train(["ctcc"])
 
 
 def test_a_published_ctc_model_loads_with_transformers_alone(tmp_path: Path) -> None:

@@ -1,13 +1,9 @@
 """The tiny models behind the quickstart: each made by one seeded recipe, within 45 minutes on two CPU cores."""
 
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
-
-import tyro
+from typing import Final
 
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.models.speech_adapter import AdapterConfig
@@ -285,44 +281,3 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "copy_head": train_copy_head,
 }
 """Names that `ctxasr train` knows."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Train:
-    """Trains a model by its recipe; the same command again goes on where a killed one stopped."""
-
-    directory: Path
-    """Folder of the run: its log, its checkpoint and, in the end, `model/`, an ordinary Hugging Face directory."""
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")]
-    """The recipe."""
-
-
-def main(words: Sequence[str]) -> int:
-    """Runs `ctxasr train RECIPE`; returns the exit status.
-
-    Args:
-        words: The recipe's name, then options: --directory, and any field of the recipe.
-
-    Raises:
-        ValueError: no such recipe, or a directory of another training.
-    """
-    names = ", ".join(TRAININGS)
-    if not words or words[0].startswith("-"):
-        raise ValueError(f"expected a recipe: ctxasr train RECIPE ... with RECIPE one of {names}.")
-    name, rest = words[0], list(words[1:])
-    if name not in TRAININGS:
-        raise ValueError(f"training '{name}' is unknown; recipes: {names}.")
-    default = Train(directory=Path("runs/train") / name, training=TRAININGS[name]())
-    options = tyro.cli(
-        Train, default=default, args=rest, prog=f"ctxasr train {name}", config=(tyro.conf.AvoidSubcommands,)
-    )
-    from ctxasr_ray.training.loop import RESULT, TrainingDivergedError, run
-
-    try:
-        model = run(options.training, options.directory)
-    except TrainingDivergedError as error:
-        print(f"ctxasr train: {error}", file=sys.stderr)
-        return 1
-    figures = json.loads((options.directory / RESULT).read_text("utf-8"))["figures"]
-    print(f"{model}: " + ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items()))
-    return 0

@@ -9,12 +9,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 FILE = "checkpoint.safetensors"
 
 
-def save(path: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def save(
+    path: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.Optimizer, *, writes: bool = True
+) -> None:
     """Writes weights, buffers and optimiser moments after `step` steps; atomic.
+
+    Where weights lie in pieces, all workers call this at the same time.
+
+    Args:
+        path: Of the file.
+        step: Steps done.
+        model: Its weights may lie in pieces.
+        optimiser: Of its weights.
+        writes: False for all workers but the first, which only give their pieces.
 
     Raises:
         OSError: the disk is full or read-only; the checkpoint before stays intact.
@@ -23,7 +35,13 @@ def save(path: Path, step: int, model: torch.nn.Module, optimiser: torch.optim.O
     for index, moments in optimiser.state_dict()["state"].items():
         for name, value in moments.items():
             tensors[f"optimiser/{index}/{name}"] = value
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = {}
+    for name, tensor in tensors.items():
+        together = whole(tensor.detach())
+        if writes:
+            contiguous[name] = together.cpu().contiguous()
+    if not writes:
+        return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file(contiguous, temporary, metadata={"step": json.dumps(step)})
@@ -51,16 +69,32 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -
             if kind == "model":
                 weights[name] = file.get_tensor(key)
             else:
-                index, _, moment = name.partition("/")
-                state.setdefault(int(index), {})[moment] = file.get_tensor(key)
+                number, _, moment = name.partition("/")
+                state.setdefault(int(number), {})[moment] = file.get_tensor(key)
     own = _parameters(model)
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
         raise ValueError(f"{path}: its weights are of another architecture; train in a new directory.")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(_like(tensor, weights[name]))
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for index, moments in state.items():
+        for name, value in moments.items():
+            moments[name] = _like(trained[index], value)
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return step
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor whose pieces may lie with several workers, put together; all of them call this at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(own: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, cut as a weight of the same shape is."""
+    if isinstance(own, DTensor) and own.shape == value.shape:
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    return value
 
 
 def _parameters(model: torch.nn.Module) -> dict[str, Tensor]:

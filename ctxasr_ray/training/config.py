@@ -39,8 +39,12 @@ class Task(Protocol):
         """Collates examples, padded; `rng` is for augmentation."""
         ...
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
-        """Gives the scalar that is minimised."""
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives what the loss divides sums by (tokens, utterances); those of a batch are the sums over its parts."""
+        ...
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
+        """Gives the scalar that is minimised; with the counts of a whole batch, the losses of its parts add up."""
         ...
 
     def evaluate(self) -> dict[str, float]:
@@ -88,10 +92,17 @@ class TrainingConfig:
     seed: int = 1
     """Of the weights, the batches, dropout and augmentation."""
     optimiser: Optimiser = field(default_factory=Optimiser)
+    num_parts: int = 1
+    """Parts that each batch is cut into, with draws (dropout, augmentation) of their own; their gradients are added up.
+    More parts need less memory; several workers share them."""
     precision: str = "float32"
     """"float32", or "bfloat16": matrix products in bfloat16 (twice as fast where the CPU has avx512_bf16)."""
     device: str = runtime_field("cpu")
     """Where the model is trained: "cpu", "cuda"."""
+    gradient_checkpointing: bool = runtime_field(False)
+    """Keep only the inputs of layers and compute the rest again for the gradient: less memory, a third more work."""
+    sharded: bool = runtime_field(False)
+    """Cut weights, gradients and moments over the workers (FSDP2) instead of giving each a copy (DDP)."""
     num_threads: int = runtime_field(2)
     """Threads of torch."""
     num_processes: int = runtime_field(2)
@@ -106,8 +117,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision '{self.precision}' is unknown; use one of {PRECISIONS}")
-        if self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(f"num_steps is {self.num_steps} and batch_size {self.batch_size}; both must be at least 1")
+        if min(self.num_steps, self.batch_size, self.num_parts) < 1:
+            raise ValueError(
+                f"num_steps is {self.num_steps}, batch_size {self.batch_size} and num_parts {self.num_parts}; each "
+                "must be at least 1"
+            )
 
 
 PRECISIONS: Sequence[str] = ("float32", "bfloat16")

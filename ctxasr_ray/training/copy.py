@@ -140,7 +140,11 @@ class CopyTraining:
         listed |= dict.fromkeys(self._pool[int(i)] for i in others)
         return [phrase for phrase in listed if phrase not in unlisted]
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the utterances."""
+        return {"utterances": len(batch["labels"])}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives the sum over positions of both heads' cross entropy, in nats per utterance."""
         import torch
 
@@ -150,7 +154,7 @@ class CopyTraining:
             torch.nn.functional.cross_entropy(own.float().flatten(0, 1), labels_BL.flatten(), reduction="sum")
             for own in (logits, lm_logits)
         )
-        return torch.as_tensor(total) / len(labels_BL)
+        return torch.as_tensor(total) / counts["utterances"]
 
     def _logits(self, batch: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
         head = self.model

@@ -105,7 +105,13 @@ class CtcTraining:
                 self._augment(row, rng)
         return {**pad_features(rows), "targets": pad_targets([e.target for e in examples])}
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the characters."""
+        from ctxasr_ray.training.objectives import num_targets
+
+        return {"tokens": num_targets(batch["targets"])}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives nats per character."""
         import torch
 
@@ -114,7 +120,8 @@ class CtcTraining:
         mask_BF = batch["attention_mask"]
         logits_BTV = self.model(input_features=batch["input_features"], attention_mask=mask_BF).logits
         lengths_B = self.model._get_subsampling_output_length(mask_BF.sum(-1)).to(torch.int64)
-        return objectives.ctc(logits_BTV, lengths_B, batch["targets"], blank=self.model.config.pad_token_id)
+        blank = self.model.config.pad_token_id
+        return objectives.ctc(logits_BTV, lengths_B, batch["targets"], blank=blank, count=counts["tokens"])
 
     def evaluate(self) -> dict[str, float]:
         """Measures greedy word and character error rates on dev, one utterance after the other."""

@@ -158,7 +158,15 @@ class JointTraining:
     def _windows(self, rows: Sequence[npt.NDArray[np.float32]]) -> "torch.Tensor":
         return pad_windows(rows, int(self._recogniser.extractor.nb_max_frames))
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives what each loss is summed over; the attention writes an end to each text."""
+        from ctxasr_ray.training.objectives import num_targets
+
+        targets_BN = batch["targets"]
+        heard = batch["frame_labels"] if self._frame_labels else targets_BN
+        return {"heard": num_targets(heard), "attended": num_targets(targets_BN) + len(targets_BN)}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives the mixture of both losses, in nats per token."""
         import torch
 
@@ -169,9 +177,11 @@ class JointTraining:
         longest = int(batch["ctc_lengths"].max())
         logits_BTV = self.model["ctc_head"](states_BTD[:, :longest])
         if self._frame_labels:
-            heard = objectives.cross_entropy(logits_BTV, batch["frame_labels"])
+            heard = objectives.cross_entropy(logits_BTV, batch["frame_labels"], count=counts["heard"])
         else:
-            heard = objectives.ctc(logits_BTV, batch["ctc_lengths"], targets_BN, blank=recogniser.blank_id)
+            heard = objectives.ctc(
+                logits_BTV, batch["ctc_lengths"], targets_BN, blank=recogniser.blank_id, count=counts["heard"]
+            )
         start_B1 = torch.full_like(targets_BN[:, :1], recogniser.start_id)
         inputs_BN = torch.cat([start_B1, targets_BN.masked_fill(targets_BN < 0, recogniser.blank_id)], dim=1)
         wanted_BN = torch.cat([targets_BN, torch.full_like(start_B1, objectives.IGNORED)], dim=1)
@@ -180,6 +190,7 @@ class JointTraining:
         attended = objectives.cross_entropy(
             recogniser.decoder_logits(states_BTD, inputs_BN, use_cache=False).logits,
             wanted_BN,
+            count=counts["attended"],
             label_smoothing=self._config.label_smoothing,
         )
         return objectives.joint(heard, attended, ctc_weight=self._config.ctc_weight)

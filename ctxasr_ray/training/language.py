@@ -114,14 +114,18 @@ class LanguageModel:
             mask[: len(row)] = 1
         return {"input_ids": torch.from_numpy(ids_BN), "attention_mask": torch.from_numpy(mask_BN)}
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the tokens that are predicted."""
+        return {"tokens": int(batch["attention_mask"][:, 1:].sum())}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives the mean negative log-probability per token, </s> included."""
         from ctxasr_ray.training.objectives import IGNORED, cross_entropy
 
         # No mask goes in: rows are padded on the right, which a causal model cannot see from the left.
         logits_BNV = self.model(input_ids=batch["input_ids"][:, :-1], use_cache=False).logits
         targets_BN = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)[:, 1:]
-        return cross_entropy(logits_BNV, targets_BN)
+        return cross_entropy(logits_BNV, targets_BN, count=counts["tokens"])
 
     def evaluate(self) -> dict[str, float]:
         """Measures the perplexity of dev per token and per word, </s> counted as one of either."""
@@ -129,9 +133,8 @@ class LanguageModel:
         order = sorted(range(len(self._dev)), key=lambda i: len(self._dev[i]))
         for start in range(0, len(order), 64):
             rows = [self._dev[i] for i in order[start : start + 64]]
-            num = sum(len(row) - 1 for row in rows)
-            nats += float(self.loss(self._collate(rows))) * num
-            tokens += num
+            nats += float(self.loss(self._collate(rows), {"tokens": 1.0}))
+            tokens += sum(len(row) - 1 for row in rows)
         words = sum(len(s.split()) + 1 for s in self._dev_sentences)
         return {"dev_perplexity": math.exp(nats / tokens), "dev_word_perplexity": math.exp(nats / words)}
 

@@ -46,8 +46,10 @@ class Listener:
         logits_BSV: torch.Tensor = self._llm.get_output_embeddings()(speech_BSD)
         return logits_BSV
 
-    def nats(self, speech_BSD: "torch.Tensor", lengths_B: "torch.Tensor", targets_BN: "torch.Tensor") -> "torch.Tensor":
-        """Cross entropy of the targets behind prompt and speech, per token."""
+    def nats(
+        self, speech_BSD: "torch.Tensor", lengths_B: "torch.Tensor", targets_BN: "torch.Tensor", *, count: float
+    ) -> "torch.Tensor":
+        """Cross entropy of the targets behind prompt and speech, divided by `count`."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -66,7 +68,9 @@ class Listener:
         inputs_BND, wanted_BN = pad_sequence(rows, True), pad_sequence(wanted, True, IGNORED)
         hidden_BND = _body(self._llm)(inputs_embeds=inputs_BND, use_cache=False).last_hidden_state
         at_BN = wanted_BN != IGNORED
-        return cross_entropy(self._llm.get_output_embeddings()(hidden_BND[at_BN])[None], wanted_BN[at_BN][None])
+        return cross_entropy(
+            self._llm.get_output_embeddings()(hidden_BND[at_BN])[None], wanted_BN[at_BN][None], count=count
+        )
 
     def spell(self, rows: "Sequence[torch.Tensor]", blank: int) -> list[str]:
         """The adapter's best path by CTC."""

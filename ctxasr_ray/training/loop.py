@@ -7,7 +7,9 @@ at any moment goes on from its last checkpoint and ends with the weights of an u
 import contextlib
 import dataclasses
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from ctxasr_ray.training import batches, checkpoint
 from ctxasr_ray.training.config import Optimiser, Task, TrainingConfig
 from ctxasr_ray.training.progress import bar
 from ctxasr_ray.training.publish import digests
+from ctxasr_ray.training.update import TaskLoss, TrainingDivergedError, Update
+from ctxasr_ray.training.workers import Alone, Copies, Pieces, Workers
+
+__all__ = ["RESULT", "TrainingDivergedError", "run", "run_together"]
 
 CONFIG = "config.json"
 LOG = "log.jsonl"
@@ -26,12 +32,8 @@ RESULT = "training.json"
 MODEL = "model"
 
 
-class TrainingDivergedError(ArithmeticError):
-    """A loss or gradient is not finite; says at which step, on which examples, and what is kept."""
-
-
 def run(config: TrainingConfig, directory: str | Path) -> Path:
-    """Trains, or goes on where a killed run of the same config stopped.
+    """Trains in this process, or goes on where a killed run of the same config stopped.
 
     Args:
         config: The recipe.
@@ -48,96 +50,107 @@ def run(config: TrainingConfig, directory: str | Path) -> Path:
     """
     directory = Path(directory)
     _claim(config, directory)
+    if not (directory / RESULT).exists():
+        with _settled(config):
+            task = config.task.build(directory, config.num_processes)
+            seconds = _train(config, task, directory, Alone(torch.device(config.device)))
+            _finish(config, task, directory, seconds)
+    return directory / MODEL
+
+
+def run_together(config: TrainingConfig, directory: str | Path) -> None:
+    """Trains as one of the processes of a torch group, all of which call this; see `run`.
+
+    Each takes its share of the parts of every batch, so the gradient is that of one process with as many parts.
+
+    Args:
+        config: The recipe; `num_parts` is a multiple of the number of processes.
+        directory: Of the run, on a disk that all of them see.
+
+    Raises:
+        ValueError: as `run`, or the parts cannot be shared out evenly.
+    """
+    directory, device = Path(directory), torch.device(config.device)
+    workers = Pieces(device) if config.sharded else Copies(device)
+    if config.num_parts % workers.size:
+        raise ValueError(
+            f"training '{config.name}': {workers.size} workers cannot share num_parts {config.num_parts} evenly; give "
+            "a multiple of the workers."
+        )
+    with workers.first():
+        _claim(config, directory)
     if (directory / RESULT).exists():
-        return directory / MODEL
+        return
+    with _settled(config):
+        with workers.first():
+            task = config.task.build(directory, config.num_processes)
+        seconds = _train(config, task, directory, workers)
+        if workers.rank == 0:  # the model may lie in pieces, and so cannot be published
+            task = config.task.build(directory, config.num_processes)
+            checkpoint.load(directory / checkpoint.FILE, task.model, _adamw(task.model, config.optimiser))
+            task.model.to(device)
+            _finish(config, task, directory, seconds)
+
+
+@contextlib.contextmanager
+def _settled(config: TrainingConfig) -> Iterator[None]:
+    """Threads and first seed of the run; what was before is put back."""
     threads = torch.get_num_threads()
     torch.set_num_threads(config.num_threads)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            task = config.task.build(directory, config.num_processes)
-            seconds = _train(config, task, directory)
-            task.model.eval()
-            with torch.inference_mode():
-                figures = task.evaluate()
-            _finish(config, task, directory, figures, seconds)
+            yield
     finally:
         torch.set_num_threads(threads)
-    return directory / MODEL
 
 
-def _train(config: TrainingConfig, task: Task, directory: Path) -> float:
+def _train(config: TrainingConfig, task: Task, directory: Path, workers: Workers) -> float:
     """Runs the steps that are left; returns the seconds of this process."""
-    model = task.model.to(config.device)
-    optimiser = _adamw(model, config.optimiser)
+    if config.gradient_checkpointing:
+        _recompute(task.model)
+    module = workers.spread(TaskLoss(task))
+    optimiser = _adamw(task.model, config.optimiser)
     path = directory / checkpoint.FILE
-    start = checkpoint.load(path, model, optimiser)
-    log = _Log(directory / LOG, start, config.log_every)
+    start = checkpoint.load(path, task.model, optimiser)
+    writes = workers.rank == 0
+    log = _Log(directory / LOG if writes else Path(os.devnull), start, config.log_every)
     began = time.perf_counter()
     steps = batches.steps(task.lengths, config.batch_size, config.seed, start=start, stop=config.num_steps)
+    update = Update(config, task, module, optimiser, workers, directory)
     with bar(config.name, config.num_steps, start) as advance:
         for step, indices in steps:
-            loss = _step(config, task, optimiser, step, indices, directory)
+            loss = update(step, indices)
             advance(f"loss {loss:.3f}")
             done = step + 1
             log.add(done, loss)
             if done % config.evaluate_every == 0 and done < config.num_steps:
-                model.eval()
-                with torch.inference_mode():
-                    log.write({"step": done, **task.evaluate()})
+                with workers.whole(module):
+                    log.write({"step": done, **_figures(task)})
             if done % config.checkpoint_every == 0 or done == config.num_steps:
-                checkpoint.save(path, done, model, optimiser)
+                checkpoint.save(path, done, task.model, optimiser, writes=writes)
     return time.perf_counter() - began
 
 
-def _step(
-    config: TrainingConfig,
-    task: Task,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    indices: np.ndarray[Any, np.dtype[np.int64]],
-    directory: Path,
-) -> float:
-    """One update; returns the loss before it."""
-    model = task.model
-    model.train()
-    torch.manual_seed(config.seed * 1_000_003 + step)
-    batch = task.batch(indices, np.random.default_rng([config.seed, step]))
-    batch = {name: tensor.to(config.device) for name, tensor in batch.items()}
-    for group in optimiser.param_groups:
-        group["lr"] = config.optimiser.rate(step, config.num_steps)
-    half = torch.autocast(config.device.partition(":")[0], torch.bfloat16)
-    with half if config.precision == "bfloat16" else contextlib.nullcontext():
-        loss = task.loss(batch)
-    value = float(loss.detach())
-    norm = float("nan")
-    if np.isfinite(value):
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.clip_norm))
-    if not np.isfinite(norm):
-        raise TrainingDivergedError(_divergence(config, task, step, value, indices, directory))
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return value
+def _figures(task: Task) -> dict[str, float]:
+    task.model.eval()
+    with torch.inference_mode():
+        return task.evaluate()
 
 
-def _divergence(
-    config: TrainingConfig,
-    task: Task,
-    step: int,
-    loss: float,
-    indices: np.ndarray[Any, np.dtype[np.int64]],
-    directory: Path,
-) -> str:
-    names = task.names(indices)
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    path = directory / checkpoint.FILE
-    kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
-    what = f"the loss is {loss}" if not np.isfinite(loss) else f"the loss is {loss:.4f}, but its gradient is not finite"
-    return (
-        f"training '{config.name}', step {step}: {what} on the batch of {shown}; {kept}. Look at these examples, or "
-        f"start again in a new directory with a lower learning rate (now {config.optimiser.learning_rate:g})."
-    )
+def _recompute(model: Any) -> None:
+    """Lets the layers of the Hugging Face models inside keep their inputs only.
+
+    Raises:
+        ValueError: there is none that can.
+    """
+    able = [part for part in model.modules() if getattr(part, "supports_gradient_checkpointing", False)]
+    if not able:
+        raise ValueError(
+            f"gradient_checkpointing: {type(model).__name__} has no layers to compute again; leave it off."
+        )
+    for part in able:
+        part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _adamw(model: torch.nn.Module, settings: Optimiser) -> torch.optim.Optimizer:
@@ -168,7 +181,8 @@ def _claim(config: TrainingConfig, directory: Path) -> None:
         )
 
 
-def _finish(config: TrainingConfig, task: Task, directory: Path, figures: dict[str, float], seconds: float) -> None:
+def _finish(config: TrainingConfig, task: Task, directory: Path, seconds: float) -> None:
+    figures = _figures(task)
     task.model.to("cpu")
     task.publish(directory / MODEL)
     result = {

@@ -155,14 +155,18 @@ class Mwer:
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the utterances and the tokens of their references."""
+        written = batch["written"][batch["is_reference"]]
+        return {"utterances": len(batch["mask"]), "tokens": int(written.sum())}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives expected word errors per utterance plus the share of cross entropy."""
         from ctxasr_ray.training.objectives import expected_word_errors, mwer
 
         log_probs_RN, fused_BH = self._scores(batch)
-        expected = expected_word_errors(fused_BH, batch["errors"], batch["mask"])
-        references = batch["is_reference"]
-        nats = -log_probs_RN[references].sum() / batch["written"][references].sum()
+        expected = expected_word_errors(fused_BH, batch["errors"], batch["mask"], count=counts["utterances"])
+        nats = -log_probs_RN[batch["is_reference"]].sum() / counts["tokens"]
         return mwer(expected, nats, cross_entropy_share=self._config.cross_entropy_share)
 
     def _scores(self, batch: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
@@ -191,7 +195,7 @@ class Mwer:
             lists = self._dev[start : start + 8]
             batch = {name: tensor.to(device) for name, tensor in self._collate(lists).items()}
             fused_BH = self._scores(batch)[1].masked_fill(~batch["mask"], -float("inf"))
-            expected += float(expected_word_errors(fused_BH, batch["errors"], batch["mask"])) * len(lists)
+            expected += float(expected_word_errors(fused_BH, batch["errors"], batch["mask"], count=1))
             wrong += int(batch["errors"].gather(1, fused_BH.argmax(-1, keepdim=True)).sum())
             words += sum(one.reference_length for one in lists)
         return {"dev_expected_errors": expected / len(self._dev), "dev_wer_of_movable": wrong / words}

@@ -1,5 +1,7 @@
 """What is minimised: cross entropy, CTC and their mixture in nats per target token, and expected word errors.
 
+Each is a sum over the rows given, divided by a `count` of the whole batch: the losses of its parts add up to its own.
+
 Letters of shapes: B utterances, T frames, N target positions, V vocabulary, H hypotheses.
 """
 
@@ -13,23 +15,34 @@ IGNORED = -100
 """Target that costs nothing (padding); the convention of torch and transformers."""
 
 
-def cross_entropy(logits_BNV: Tensor, targets_BN: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean negative log-probability of the targets, in nats per token.
+def num_targets(targets_BN: Tensor) -> int:
+    """Targets that count."""
+    return int((targets_BN != IGNORED).sum())
+
+
+def cross_entropy(logits_BNV: Tensor, targets_BN: Tensor, *, count: float, label_smoothing: float = 0.0) -> Tensor:
+    """Negative log-probability of the targets, in nats per token.
 
     Args:
         logits_BNV: Any float type; the softmax is taken in float32.
         targets_BN: int64; `IGNORED` positions do not count.
+        count: Targets of the whole batch.
         label_smoothing: Share of the target's mass that is spread over the vocabulary, in [0, 1).
 
     Returns:
         Scalar, float32.
     """
-    return functional.cross_entropy(
-        logits_BNV.float().flatten(0, 1), targets_BN.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing
+    total = functional.cross_entropy(
+        logits_BNV.float().flatten(0, 1),
+        targets_BN.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="sum",
     )
+    return total / count
 
 
-def ctc(logits_BTV: Tensor, lengths_B: Tensor, targets_BN: Tensor, *, blank: int) -> Tensor:
+def ctc(logits_BTV: Tensor, lengths_B: Tensor, targets_BN: Tensor, *, blank: int, count: float) -> Tensor:
     """Negative log-probability of the target texts, all alignments summed, in nats per target token.
 
     Args:
@@ -37,6 +50,7 @@ def ctc(logits_BTV: Tensor, lengths_B: Tensor, targets_BN: Tensor, *, blank: int
         lengths_B: Frames of each utterance, at least what its text needs.
         targets_BN: int64, padded with `IGNORED`.
         blank: Vocabulary index of the blank.
+        count: Targets of the whole batch.
 
     Returns:
         Scalar, float32; infinite where a text does not fit its frames.
@@ -54,7 +68,7 @@ def ctc(logits_BTV: Tensor, lengths_B: Tensor, targets_BN: Tensor, *, blank: int
         blank=blank,
         reduction="sum",
     )
-    return total / mask_BN.sum().clamp(min=1)
+    return total / count
 
 
 def joint(ctc_loss: Tensor, attention_loss: Tensor, *, ctc_weight: float) -> Tensor:
@@ -71,16 +85,17 @@ def joint(ctc_loss: Tensor, attention_loss: Tensor, *, ctc_weight: float) -> Ten
     return torch.lerp(attention_loss, ctc_loss, ctc_weight)
 
 
-def expected_word_errors(scores_BH: Tensor, errors_BH: Tensor, mask_BH: Tensor) -> Tensor:
-    """Mean over utterances of the word errors that are expected when hypotheses are drawn by their scores (MWER).
+def expected_word_errors(scores_BH: Tensor, errors_BH: Tensor, mask_BH: Tensor, *, count: float) -> Tensor:
+    """Word errors that are expected when hypotheses are drawn by their scores (MWER), per utterance.
 
-    With P the softmax of an utterance's scores, the gradient by a score is P_i (e_i - sum_j P_j e_j) / B: nothing where
-    all errors of a list are equal, so such a list needs no special case.
+    With P the softmax of an utterance's scores, the gradient by a score is P_i (e_i - sum_j P_j e_j) / count: nothing
+    where all errors of a list are equal, so such a list needs no special case.
 
     Args:
         scores_BH: Fused log scores in nats, unnormalised; any float type, the softmax is taken in float32.
         errors_BH: Word edit errors of each hypothesis.
         mask_BH: bool, False for padding, whose scores and errors may be anything.
+        count: Utterances of the whole batch.
 
     Returns:
         Scalar, float32, in words per utterance.
@@ -99,7 +114,7 @@ def expected_word_errors(scores_BH: Tensor, errors_BH: Tensor, mask_BH: Tensor) 
             "leave them out, with their reason, before training."
         )
     posteriors_BH = scores_BH.float().masked_fill(~mask_BH, -torch.inf).softmax(-1)
-    return (posteriors_BH * errors_BH.float().masked_fill(~mask_BH, 0.0)).sum(-1).mean()
+    return (posteriors_BH * errors_BH.float().masked_fill(~mask_BH, 0.0)).sum() / count
 
 
 def mwer(expected_errors: Tensor, cross_entropy_loss: Tensor, *, cross_entropy_share: float) -> Tensor:

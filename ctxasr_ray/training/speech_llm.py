@@ -175,19 +175,27 @@ class SpeechLlmTraining:
         examples = [self._examples[i] for i in indices]
         return _collate([self._train[1][e.index] for e in examples], [e.target for e in examples])
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the tokens of the texts, with their ends for the LLM and without for CTC."""
+        from ctxasr_ray.training.objectives import num_targets
+
+        tokens = num_targets(batch["targets"])
+        return {"written": tokens, "spelled": tokens - int(batch["targets"].eq(self._end).sum())}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives nats per token: cross entropy of text and end, mixed with CTC."""
         from ctxasr_ray.training import objectives
 
         weight = self._config.ctc_weight
         speech_BSD, lengths_B = self._listener.hear(batch)
-        attended = self._listener.nats(speech_BSD, lengths_B, batch["targets"]) if weight < 1 else None
+        targets_BN, attended = batch["targets"], None
+        if weight < 1:
+            attended = self._listener.nats(speech_BSD, lengths_B, targets_BN, count=counts["written"])
         if weight == 0 and attended is not None:
             return attended
-        targets_BN = batch["targets"]
         spelled_BN = targets_BN.masked_fill(targets_BN.eq(self._end), objectives.IGNORED)
         logits_BSV = self._listener.logits(speech_BSD)
-        spelled = objectives.ctc(logits_BSV, lengths_B, spelled_BN, blank=self._blank)
+        spelled = objectives.ctc(logits_BSV, lengths_B, spelled_BN, blank=self._blank, count=counts["spelled"])
         return spelled if attended is None else objectives.joint(spelled, attended, ctc_weight=weight)
 
     @property
@@ -200,8 +208,6 @@ class SpeechLlmTraining:
 
         With `ctc_weight` 1 the LLM has not listened yet: then the error rates are those of the adapter's CTC spelling.
         """
-        from ctxasr_ray.training.objectives import IGNORED
-
         (spoken, encoded), listener = self._dev, self._listener
         examples, _ = self._usable(spoken)
         nats, written = {"heard": 0.0, "misheard": 0.0}, []
@@ -213,8 +219,7 @@ class SpeechLlmTraining:
                 speech_BSD, lengths_B = listener.hear({k: v.to(listener.device) for k, v in batch.items()})
                 targets_BN = batch["targets"].to(listener.device)
                 if self._config.ctc_weight < 1:
-                    num = int((targets_BN != IGNORED).sum())
-                    nats[name] += float(listener.nats(speech_BSD, lengths_B, targets_BN)) * num
+                    nats[name] += float(listener.nats(speech_BSD, lengths_B, targets_BN, count=1))
                 if name == "heard":
                     rows = [s[:n] for s, n in zip(speech_BSD, lengths_B.tolist(), strict=True)]
                     spells = self._config.ctc_weight == 1

@@ -220,10 +220,14 @@ class SpeechText:
             weights[: len(row)] = np.where(row >= self._speech.speech, self._unit_weight, 1.0)
         return {"input_ids": torch.from_numpy(ids_BN), "weights": torch.from_numpy(weights_BN)}
 
-    def loss(self, batch: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the weight of all tokens that are predicted."""
+        return {"weight": float(batch["weights"][:, 1:].sum())}
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives the weighted mean negative log-probability per token."""
         nats_BN, weights_BN = self._nats(batch)
-        return (nats_BN * weights_BN).sum() / weights_BN.sum()
+        return (nats_BN * weights_BN).sum() / counts["weight"]
 
     def _nats(self, batch: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
         from torch.nn import functional
