@@ -145,6 +145,8 @@ class Experiment:
     """System -> a further fusion over the first pass's lists."""
     branches: Mapping[str, Branch] = field(default_factory=dict)
     """System -> another N-best list: a second recogniser or search, a union, new candidates."""
+    traces: tuple[str, ...] = ()
+    """Lists of a gated search (first_pass, branches): TRACES keep what the gate did at each token of their 1-best."""
     synthetic: SpanishConfig | MandarinConfig | SyntheticConfig | None = None
     """Spoken by espeak-ng when no manifest is given; its dev part is used where a manifest brings no dev split."""
     normaliser: str = "whisper_english"

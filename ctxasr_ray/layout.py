@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.experiment import Branch, CorpusConfig, Experiment, Rescoring
+from ctxasr_ray.first_pass.gate_traces import traced
 from ctxasr_ray.fusion.confidence import ConfidenceConfig
 from ctxasr_ray.fusion.log_linear import LogLinearConfig
 from ctxasr_ray.fusion.objective import parse_objective
@@ -89,6 +90,8 @@ def line(experiment: Experiment) -> Line:
     laid = _Layout(experiment, corpus)
     for system, branch in experiment.lists().items():
         laid.add_list(system, branch)
+    for system in experiment.traces:
+        laid.add_traces(system)
     summary = SummaryConfig(
         systems=tuple(system for system, _ in laid.errors),
         systems_with_transcripts=tuple(laid.transcripts),
@@ -163,6 +166,13 @@ class _Layout:
             self._add_rescoring(name, rescoring, hypotheses, confidence, classes)
             if rescoring.num_hypotheses is None:
                 self.gaps[name] = (system, f"oracle{of}")
+
+    def add_traces(self, system: str) -> None:
+        """What the gate did at each token of a list's 1-best."""
+        if system not in self.lists:
+            raise ValueError(f"traces: there is no list '{system}'; the lists are {', '.join(self.lists)}.")
+        hypotheses = self.lists[system]
+        self._step(f"traces_{system}", traced(system, hypotheses.config), (self._corpus, hypotheses))
 
     def _confidence(self, system: str, hypotheses: Step) -> tuple[Step, ...]:
         """The fit of a list's word confidence, from its 1-best on dev; none where nothing is fitted."""

@@ -34,6 +34,7 @@ from ctxasr_ray.first_pass.attention_words import AttentionWordsConfig
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_fused import CtcFusedConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
+from ctxasr_ray.first_pass.gate_traces import GateTraceConfig
 from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.phrase_copy import PhraseCopyConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
@@ -77,6 +78,11 @@ def _ctc(world: World) -> CtcConfig:
     return CtcConfig(model=world["ctc"], beam_size=8, num_hypotheses=4, batch_size=2)
 
 
+def _gated(world: World) -> AttentionFusedConfig:
+    recogniser = AttentionConfig(model=world["seq2seq"], max_tokens=8, batch_size=2)
+    return AttentionFusedConfig(first_pass=recogniser, lm=CausalLmConfig(model=world["letters_lm"]))
+
+
 STAGES = {
     "ctc": Case(lambda w: _ctc(w), ("utterances",), 1e-4),
     "attention": Case(lambda w: AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2), ("utterances",), 1e-3),
@@ -96,14 +102,8 @@ STAGES = {
         ("utterances", "context"),
         1e-3,
     ),
-    "attention_fused": Case(
-        lambda w: AttentionFusedConfig(
-            first_pass=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2),
-            lm=CausalLmConfig(model=w["letters_lm"]),
-        ),
-        ("utterances",),
-        1e-3,
-    ),
+    "attention_fused": Case(lambda w: _gated(w), ("utterances",), 1e-3),
+    "gate_trace": Case(lambda w: GateTraceConfig(search=_gated(w)), ("utterances", "gated")),
     "attention_words": Case(
         lambda w: AttentionWordsConfig(
             first_pass=AttentionConfig(model=w["seq2seq"], max_tokens=8, batch_size=2),
@@ -230,6 +230,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     }
     made["quantiser"] = str(quantiser(Path(made["ctc"]), folder / "units.safetensors"))
     made["elsewhere"] = called(STAGES["imported"].config(made), [made["utterances"]])
+    made["gated"] = called(STAGES["attention_fused"].config(made), [made["utterances"]])
     for name in ("causal_lm", "nbest_errors", "log_linear", "speech_units", "context"):
         config = STAGES[name].config(made)
         made[config.WRITES] = called(config, [made[table] for table in STAGES[name].inputs])

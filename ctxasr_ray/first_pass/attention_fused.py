@@ -157,7 +157,7 @@ class FindFused:
         beside: Beside | None = None,
     ) -> list[Found]:
         """Counts `lm_rows`, `lm_rows_skipped`, `utterances_unfused` and what `TreeSessions` counts."""
-        rows = self._rows(len(heard), costs)
+        rows = self.rows(len(heard), costs)
         try:
             fusion = together(self._fusion(rows, costs), beside, len(heard))
             found = self._plain(heard, prompt, costs, fusion, copy)
@@ -177,7 +177,8 @@ class FindFused:
             costs=costs,
         )
 
-    def _rows(self, num_utterances: int, costs: Costs) -> "LmRows":
+    def rows(self, num_utterances: int, costs: Costs) -> "LmRows":
+        """The LM behind the rows of some utterances; to be closed."""
         from ctxasr_ray.search.label_fusion import LmRows, RowLm
 
         scorer = self._host.sessions(costs)
@@ -195,13 +196,18 @@ class FindFused:
         return LmRows(lm, num_utterances)
 
     def _fusion(self, rows: "LmRows", costs: Costs) -> "GatedRows | ShallowRows":
-        from ctxasr_ray.search.gated_fusion import GatedRows, ShallowRows
+        from ctxasr_ray.search.gated_fusion import ShallowRows
 
         config = self._config
-        if config.fusion == "shallow":
-            return ShallowRows(
-                lm=rows, eos_id=self._eos_id, lm_weight=config.lm_weight, length_bonus=config.length_bonus
-            )
+        if config.fusion == "gated":
+            return self.gated(rows, costs)
+        return ShallowRows(lm=rows, eos_id=self._eos_id, lm_weight=config.lm_weight, length_bonus=config.length_bonus)
+
+    def gated(self, rows: "LmRows", costs: Costs) -> "GatedRows":
+        """The gate that the config describes, over an LM."""
+        from ctxasr_ray.search.gated_fusion import GatedRows
+
+        config = self._config
         return GatedRows(
             lm=rows,
             gate=config.gate(),

@@ -126,10 +126,14 @@ class Seq2SeqTokens:
         decoded = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(decoded).strip()
 
+    def pieces(self, ids: Sequence[int] | Int32) -> list[str]:
+        """Each token as the tokenizer writes it."""
+        return list(self._tokenizer.convert_ids_to_tokens([int(token) for token in ids]))
+
     def words(self, ids: Sequence[int] | Int32) -> list[int] | None:
         """Index in `text(ids).split()` of each token's word, -1 for a space; None where tokens cross words."""
         tokens = [int(token) for token in ids]
-        return token_words(tokens, self.text, self._tokenizer.convert_ids_to_tokens(tokens))
+        return token_words(tokens, self.text, self.pieces(tokens))
 
     def _language(self, language: str | None) -> list[int]:
         if not self._languages:

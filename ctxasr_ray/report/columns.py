@@ -107,6 +107,31 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "frame_rate_hz": "frames per second before merging",
         **_ERROR,
     },
-    "traces": {**_ID, "traces": "JSON, one per token", **_ERROR},
+    "traces": {**_ID, "traces": "JSON, one per token and one for the end; see `GATE_TRACE`", **_ERROR},
 }
 """Table -> column -> meaning, in the order of the schema."""
+
+GATE_TRACE: Final[Mapping[str, str]] = {
+    "step": "the step that wrote the trace",
+    "utterance_id": "utterance id",
+    "index": "place of the token, from 0; the last one is the end",
+    "text": "the text before it",
+    "word": "index of its word in the text; missing: a space, the end, or tokens that cross words",
+    "token": "the token that was written, as the recogniser's tokenizer spells it",
+    "token_id": "its id",
+    "leader": "whose uncertainty opens the gate to the other: recogniser or lm",
+    "u": "the leader's uncertainty",
+    "unit": "of u: nats, log_vocab (nats over the logarithm of the vocabulary's size) or margin",
+    "w": "weight of the other model, 0 to 0.5; 0 where it is not heard",
+    "lm_asked": "whether the search asks the LM here; if not, what the LM would have said stands here all the same",
+    "recogniser_log_prob": "of the token, nats, calibrated",
+    "lm_log_prob": "the same by the LM; missing: its pieces lack the token",
+    "fused_log_prob": "the same by the sum of both, which the search ranks by",
+    "recogniser_rank": "1 where the recogniser's best token was written",
+    "lm_rank": "the same by the LM",
+    "fused_rank": "the same by the sum of both",
+    "recogniser_top": "the best tokens and their probabilities, best first",
+    "lm_top": "the same by the LM",
+    "fused_top": "the same by the sum of both",
+}
+"""Column of `frames.gate_traces` -> meaning; behind the first three those of a trace's JSON."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctxasr_ray.fusion.weights import WeightsConfig
-from ctxasr_ray.report.columns import COLUMNS
+from ctxasr_ray.report.columns import COLUMNS, GATE_TRACE
 from ctxasr_ray.report.tables import Line
 from ctxasr_ray.report.tables import lines as gathered
 from ctxasr_ray.schema import TABLES, conform
@@ -206,6 +206,34 @@ def utterance_costs(root: Path | str) -> "pd.DataFrame":
                 ids = store.read_key(key)["utterance_id"].to_pylist()
                 found.append(pd.DataFrame({"step": step["name"], "utterance_id": ids, **counters}))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["step", "utterance_id"])
+
+
+def gate_traces(root: Path | str) -> "pd.DataFrame":
+    """What the gate did at each token of the 1-best, for the lists that the run traced: one row per token.
+
+    Args:
+        root: A run folder, local or s3://.
+
+    Returns:
+        The columns of `columns.GATE_TRACE`; no rows where nothing was traced (`ctxasr evaluate RECIPE --traces LIST`).
+
+    Raises:
+        FileNotFoundError: no run has finished in it.
+    """
+    import pandas as pd
+
+    store = Store(root)
+    rows = [
+        {"step": step["name"], "utterance_id": row["utterance_id"], "index": index, **json.loads(trace)}
+        for step in _provenance(store)["steps"]
+        if step["folder"].startswith("traces/")
+        for row in _arrow(store, step["name"]).to_pylist()
+        for index, trace in enumerate(row["traces"])
+    ]
+    found = pd.DataFrame(rows, columns=list(GATE_TRACE))
+    found = found.astype({"word": "Int64", "lm_rank": "Int64", "lm_log_prob": "float64"})
+    found.attrs["columns"] = dict(GATE_TRACE)
+    return found
 
 
 def items(rows: "pd.DataFrame", column: str) -> "pd.DataFrame":

@@ -7,7 +7,7 @@ Letters: U utterances, B rows of a beam, V vocabulary of the recogniser.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,21 @@ from ctxasr_ray.stage import Costs
 
 if TYPE_CHECKING:
     import torch
+
+
+class Heard(NamedTuple):
+    """Both models at some rows, calibrated, in nats, and what the gate made of them."""
+
+    recogniser: "torch.Tensor"
+    """(U, B, V)"""
+    lm: "torch.Tensor | None"
+    """(U, B, V), uniform where `given` is not; None where no row was asked for."""
+    given: "torch.Tensor | None"
+    """(U, B) rows with a distribution of the LM."""
+    weights: "torch.Tensor"
+    """(U, B) of the helper, 0 where it is not heard."""
+    fused: "torch.Tensor"
+    """(U, B, V)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,21 +62,32 @@ class GatedRows:
 
     def ranked(self, log_probs_UBV: "torch.Tensor") -> Ranked:
         """As `label_fusion.RowFusion`; rows of an utterance that the LM cannot serve stay as they are."""
+        return Ranked(self.heard(log_probs_UBV).fused, None)
+
+    def heard(self, log_probs_UBV: "torch.Tensor", *, asks_all: bool = False) -> Heard:
+        """What the gate makes of rows.
+
+        Args:
+            log_probs_UBV: As for `ranked`.
+            asks_all: Ask the LM where it is not heard too, so that its distribution is known; changes no weight.
+        """
         own_UBV = calibrated(log_probs_UBV, self.temperature)
         real_UB = _real(self.lm, own_UBV.shape[1])
         if self.leader == "lm":
             lm_UBV, given_UB = self._distributions(real_UB, own_UBV)
             weights_UB = self.gate.weights(lm_UBV)
-            return Ranked(fused(lm_UBV, own_UBV, weights_UB).where(given_UB[..., None], own_UBV), None)
+            fused_UBV = fused(lm_UBV, own_UBV, weights_UB).where(given_UB[..., None], own_UBV)
+            return Heard(own_UBV, lm_UBV, given_UB, weights_UB * given_UB, fused_UBV)
         weights_UB = self.gate.weights(own_UBV)
         if self.opened_by == "best_row":  # rows stand best first
             weights_UB = weights_UB * (weights_UB[:, :1] > 0)
-        asked_UB = real_UB & (weights_UB > 0).cpu().numpy()
+        asked_UB = real_UB if asks_all else real_UB & (weights_UB > 0).cpu().numpy()
         self.costs.count("lm_rows_skipped", int(real_UB.sum() - asked_UB.sum()))
         if not asked_UB.any():
-            return Ranked(own_UBV, None)
+            return Heard(own_UBV, None, None, weights_UB.zero_(), own_UBV)
         lm_UBV, given_UB = self._distributions(asked_UB, own_UBV)
-        return Ranked(fused(own_UBV, lm_UBV, weights_UB * given_UB), None)
+        weights_UB = weights_UB * given_UB
+        return Heard(own_UBV, lm_UBV, given_UB, weights_UB, fused(own_UBV, lm_UBV, weights_UB))
 
     def advance(self, steps: Steps) -> None:
         """As `label_fusion.RowFusion`."""

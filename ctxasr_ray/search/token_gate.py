@@ -43,16 +43,22 @@ class TokenGate:
         if not self.min_weight >= 0:
             raise ValueError(f"min_weight is {self.min_weight}; expected 0 or more (0.5 is never reached).")
 
+    @property
+    def unit(self) -> str:
+        """What u is measured in: nats, log_vocab or margin."""
+        return "margin" if self.uncertainty == "margin" else self.entropy_scale
+
     def weights(self, log_probs_V: "torch.Tensor") -> "torch.Tensor":
         """(...) weights in [0, 0.5], 0 where they are below `min_weight`.
 
         Args:
             log_probs_V: (..., V) of the leader, in nats, calibrated.
         """
-        weights: torch.Tensor = self._uncertainty(log_probs_V).sigmoid() - 0.5
+        weights: torch.Tensor = self.doubts(log_probs_V).sigmoid() - 0.5
         return weights.masked_fill(weights < self.min_weight, 0.0)
 
-    def _uncertainty(self, log_probs_V: "torch.Tensor") -> "torch.Tensor":
+    def doubts(self, log_probs_V: "torch.Tensor") -> "torch.Tensor":
+        """(...) u, the leader's uncertainty, in `unit`; `log_probs_V` as in `weights`."""
         probs_V = log_probs_V.exp()
         if self.uncertainty == "margin":
             best = probs_V.topk(2, dim=-1).values
