@@ -5,7 +5,7 @@ A new stage is one more entry of `STAGES`.
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,13 @@ STAGES = {
             catalogue=w["phrases"],
             reward=30.0,
             first_within=50.0,
+        ),
+        ("utterances", "context"),
+        1e-3,
+    ),
+    "phrase_copy/told": Case(
+        lambda w: PhraseCopyConfig(
+            search=replace(_gated(w), lm_prompt="{keywords} "), catalogue=w["phrases"], confidence=1.0
         ),
         ("utterances", "context"),
         1e-3,

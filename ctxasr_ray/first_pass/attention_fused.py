@@ -12,6 +12,7 @@ from ctxasr_ray.first_pass.attention import AttentionConfig, AttentionFirstPass,
 from ctxasr_ray.first_pass.search_lms import fused_lists, prefixed, text_tokens, together
 from ctxasr_ray.first_pass.token_times import Encoded
 from ctxasr_ray.models.checkpoint import load_tokenizer, resolve
+from ctxasr_ray.models.lm_prompt import LmPrompt, Told, check_template
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.search.token_gate import TokenGate
@@ -40,6 +41,11 @@ class AttentionFusedConfig:
     """The recogniser and its beam; the same config as a stage of its own is the run without fusion."""
     lm: CausalLmConfig
     """The language model and the name of its scores; it must write with the recogniser's tokenizer."""
+    lm_prompt: str | None = None
+    """Text before every text that the LM reads, in place of `lm.prompt`, with `{keywords}` for the utterance's phrases
+    and `{history}` for what was said before; without either in its CONTEXT an utterance has no prompt. A search inside
+    `PhraseCopyConfig` takes it (`confidence` 1 never copies). Where it does not fit, the oldest words of the history go
+    (`context_slides`), else the utterance is searched without the LM (`utterances_unfused`)."""
     fusion: Literal["gated", "shallow"] = "gated"
     """Gated: the LM is heard as far as the recogniser is unsure. Shallow: always, with `lm_weight`."""
     leader: Literal["recogniser", "lm"] = "recogniser"
@@ -92,6 +98,10 @@ class AttentionFusedConfig:
                 f"lm.text_form is '{self.lm.text_form}', but the LM reads the recogniser's tokens as they are written; "
                 "set it to raw."
             )
+        if self.lm_prompt is not None:
+            check_template(self.lm_prompt)
+            if self.lm.prompt:
+                raise ValueError("lm_prompt and lm.prompt are both set; write the fixed text into lm_prompt.")
         self.gate()
 
     def fingerprint(self) -> Mapping[str, str]:
@@ -102,6 +112,18 @@ class AttentionFusedConfig:
         """The gate that the fields describe."""
         return TokenGate(uncertainty=self.uncertainty, entropy_scale=self.entropy_scale, min_weight=self.min_weight)
 
+    def refuse_prompt(self, stage: str) -> None:
+        """Refuses an `lm_prompt` on behalf of a stage that has nothing to fill it with.
+
+        Raises:
+            ValueError: there is one.
+        """
+        if self.lm_prompt is not None:
+            raise ValueError(
+                f"{stage}: lm_prompt takes each utterance's phrases and history, which this stage does not hand on; "
+                "put the search into a PhraseCopyConfig (confidence 1 never copies)."
+            )
+
     def asked_lm(self) -> CausalLmConfig:
         """The LM as it is loaded: all utterances of a search share a pass unless its config says otherwise."""
         return replace(self.lm, utterances_per_forward=self.lm.utterances_per_forward or self.first_pass.batch_size)
@@ -110,8 +132,9 @@ class AttentionFusedConfig:
         """Loads both models.
 
         Raises:
-            ValueError: as the two configs, or an LM that does not write with the recogniser's pieces.
+            ValueError: as the two configs, an LM that does not write with the recogniser's pieces, or an `lm_prompt`.
         """
+        self.refuse_prompt("attention_fused")
         host = self.asked_lm().host() if self.lm_connect is None else self.lm_connect()
         model = self.first_pass.load()
         return AttentionFirstPass(self.first_pass, model, FindFused(self, model, host))
@@ -145,6 +168,11 @@ class FindFused:
             name=config.lm.model,
         )
         self._config, self._host, self._prefix = config, host, texts.prefix
+        self._prompt: LmPrompt | None = None
+        if config.lm_prompt is not None:
+            limit = host.max_positions
+            room = None if limit is None else limit - config.first_pass.max_tokens
+            self._prompt = LmPrompt(texts, config.lm_prompt, room)
         self._eos_id = model.tokens.eos_id
         self._plain = Find(config.first_pass.search(model))
 
@@ -155,9 +183,13 @@ class FindFused:
         costs: Costs,
         copy: "PhraseCopy | None" = None,
         beside: Beside | None = None,
+        told: Sequence[Told] = (),
     ) -> list[Found]:
-        """Counts `lm_rows`, `lm_rows_skipped`, `utterances_unfused` and what `TreeSessions` counts."""
-        rows = self.rows(len(heard), costs)
+        """Searches with the LM, which is told of each utterance what `lm_prompt` has a place for; nothing without one.
+
+        Counts `context_slides`, `lm_rows`, `lm_rows_skipped`, `utterances_unfused` and what `TreeSessions` counts.
+        """
+        rows = self.rows(len(heard), costs, told)
         try:
             fusion = together(self._fusion(rows, costs), beside, len(heard))
             found = self._plain(heard, prompt, costs, fusion, copy)
@@ -177,7 +209,7 @@ class FindFused:
             costs=costs,
         )
 
-    def rows(self, num_utterances: int, costs: Costs) -> "LmRows":
+    def rows(self, num_utterances: int, costs: Costs, told: Sequence[Told] = ()) -> "LmRows":
         """The LM behind the rows of some utterances; to be closed."""
         from ctxasr_ray.search.label_fusion import LmRows, RowLm
 
@@ -193,7 +225,8 @@ class FindFused:
             source=self._config.lm.source,
             costs=costs,
         )
-        return LmRows(lm, num_utterances)
+        prefixes = None if self._prompt is None else [self._prompt.prefix(one, costs) for one in told]
+        return LmRows(lm, num_utterances, prefixes)
 
     def _fusion(self, rows: "LmRows", costs: Costs) -> "GatedRows | ShallowRows":
         from ctxasr_ray.search.gated_fusion import ShallowRows

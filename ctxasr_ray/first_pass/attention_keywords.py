@@ -55,6 +55,8 @@ class AttentionKeywordsConfig(CatalogueOptions):
             recogniser=self._recogniser().source,
             search=self.first_pass if not isinstance(self.first_pass, AttentionConfig) else None,
         )
+        if isinstance(self.first_pass, AttentionFusedConfig):
+            self.first_pass.refuse_prompt("attention_keywords")
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the models and of the catalogue."""

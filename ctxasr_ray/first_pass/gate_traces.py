@@ -1,7 +1,7 @@
 """UTTERANCES, HYPOTHESES -> TRACES: what the gate of a fused search did at each token of the 1-best, on request.
 
 The 1-best is forced, token by token, through both models and the search's own gate. Its traced fused log-probs add up
-to the search's score of it where the search adds nothing else: no share of a CTC head, no copied phrase.
+to the search's score of it where the search adds nothing else: no share of a CTC head, no copied phrase, no boost.
 """
 
 import json
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig, FindFused
+from ctxasr_ray.first_pass.attention_keywords import AttentionKeywordsConfig
 from ctxasr_ray.first_pass.gate_temperature import forced_logits
 from ctxasr_ray.first_pass.phrase_copy import PhraseCopyConfig
 from ctxasr_ray.metrics.counts import same_rows
@@ -59,6 +60,8 @@ class GateTraceConfig:
                 "the beam, which are not kept; trace a search with opened_by row."
             )
 
+        self.search.refuse_prompt("traces")
+
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of both models."""
         return self.search.fingerprint()
@@ -84,6 +87,7 @@ def traced(system: str, config: StageConfig) -> GateTraceConfig:
         ValueError: there is no gate in it.
     """
     search = config.search if isinstance(config, PhraseCopyConfig) else config
+    search = search.first_pass if isinstance(search, AttentionKeywordsConfig) else search
     if not isinstance(search, AttentionFusedConfig):
         raise ValueError(f"traces: '{system}' comes from {config.NAME}, which has no gate; trace a gated search.")
     return GateTraceConfig(search=search, resources=config.resources)

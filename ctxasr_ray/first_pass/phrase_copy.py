@@ -13,6 +13,7 @@ from ctxasr_ray.keywords.catalogue import UNWRITABLE, Catalogue, CatalogueOption
 from ctxasr_ray.keywords.context import COLUMNS as CONTEXT_COLUMNS
 from ctxasr_ray.keywords.context import row_phrases
 from ctxasr_ray.metrics.counts import same_rows
+from ctxasr_ray.models.lm_prompt import Told
 from ctxasr_ray.nbest import Score
 from ctxasr_ray.stage import Costs, Resources
 from ctxasr_ray.token_tree import Int32
@@ -20,7 +21,7 @@ from ctxasr_ray.token_tree import Int32
 if TYPE_CHECKING:
     from ctxasr_ray.models.copy_head import CopyHead
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
-    from ctxasr_ray.search.phrase_copy import Phrase, PhraseHead
+    from ctxasr_ray.search.phrase_copy import Phrase, PhraseCopy, PhraseHead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +33,8 @@ class PhraseCopyConfig(CatalogueOptions):
     """
 
     NAME: ClassVar[str] = "phrase_copy"
-    STAGE_VERSION: ClassVar[int] = 2
-    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {**AttentionConfig.READS, "context": CONTEXT_COLUMNS}
+    STAGE_VERSION: ClassVar[int] = 3
+    READS: ClassVar[Mapping[str, tuple[str, ...]]] = {**AttentionConfig.READS, "context": (*CONTEXT_COLUMNS, "history")}
     WRITES: ClassVar[str] = "hypotheses"
 
     search: AttentionConfig | AttentionFusedConfig
@@ -44,7 +45,8 @@ class PhraseCopyConfig(CatalogueOptions):
     copy_head: str | None = field(default=None, metadata={"identity": False})
     """Directory of the trained head; its digest is in the fingerprint."""
     confidence: float = 0.9
-    """Filter: phrases are copied only where one has more than this probability. 1 never copies."""
+    """Filter: phrases are copied only where one has more than this probability. 1 never copies; with an `lm_prompt` in
+    the search that is the token grain whose LM is told the phrases."""
     temperature: float = 1.0
     """Of the training-free head, in nats."""
     reward: float = 3.5
@@ -117,6 +119,7 @@ class PhraseCopyFirstPass(AttentionFirstPass):
         super().__init__(config.recogniser, model, find)
         self._copy, self._find_with, self._head, self._catalogue = config, find, head, catalogue
         self._phrases: list[list[Phrase]] = []
+        self._told: list[Told] = []
 
     def __call__(self, *tables: pa.Table, costs: Costs) -> pa.Table:
         """UTTERANCES and CONTEXT in, HYPOTHESES out.
@@ -131,9 +134,11 @@ class PhraseCopyFirstPass(AttentionFirstPass):
         """
         utterances, context = tables
         same_rows("context", context, "utterances", utterances)
-        self._phrases = []
-        for row in row_phrases(context, self._catalogue):
+        self._phrases, self._told = [], []
+        histories = context.column("history").to_pylist()
+        for row, history in zip(row_phrases(context, self._catalogue), histories, strict=True):
             texts = row.texts(self._catalogue)
+            self._told.append(Told(texts, history))
             written = self._model.tokens.encode(texts)
             fits = [
                 0 < len(ids) <= self._config.max_tokens and not self._model.tokens.unspellable(ids) for ids in written
@@ -147,13 +152,25 @@ class PhraseCopyFirstPass(AttentionFirstPass):
         from ctxasr_ray.search.phrase_copy import PhraseCopy
 
         phrases = [self._phrases[row] for row in rows]
-        if not any(phrases):
-            return self._find_with(heard, prompt, costs)
+        if not any(phrases) or self._copy.confidence == 1:
+            return self._found(rows, heard, prompt, costs)
         head = self._head_on(phrases, heard, prompt)
         copy = PhraseCopy(head, phrases, confidence=self._copy.confidence, costs=costs)
-        found = self._find_with(heard, prompt, costs, copy=copy)
+        found = self._found(rows, heard, prompt, costs, copy)
         costs.count("phrases_copied", sum(len(h.copied) for one in found for h in one.hypotheses))
         return [self._with_record(one) for one in found]
+
+    def _found(
+        self,
+        rows: Sequence[int],
+        heard: Sequence[Encoded],
+        prompt: Int32,
+        costs: Costs,
+        copy: "PhraseCopy | None" = None,
+    ) -> list[Found]:
+        if isinstance(self._find_with, FindFused):
+            return self._find_with(heard, prompt, costs, copy, told=[self._told[row] for row in rows])
+        return self._find_with(heard, prompt, costs, copy=copy)
 
     def _with_record(self, found: Found) -> Found:
         """The search's sum as a record beside the recogniser's own scores."""

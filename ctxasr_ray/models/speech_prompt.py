@@ -15,6 +15,11 @@ SEPARATOR: Final = ", "
 """Between keywords."""
 
 
+def filled(template: str, keywords: Sequence[str], history: str) -> str:
+    """A template with what is told in its places; what it has no place for is left out."""
+    return template.replace(KEYWORDS, SEPARATOR.join(keywords)).replace(HISTORY, history)
+
+
 class Prompt:
     """A template and the tokenizer that writes it.
 
@@ -58,10 +63,7 @@ class Prompt:
         ):
             if given and not takes:
                 raise ValueError(f"prompt {self._template!r} has no {place}, but the utterance brings some; add it.")
-        before, after = (
-            text.replace(KEYWORDS, SEPARATOR.join(keywords)).replace(HISTORY, history or "")
-            for text in (self._before, self.after)
-        )
+        before, after = (filled(text, keywords, history or "") for text in (self._before, self.after))
         first = list(self._tokenizer("")["input_ids"])  # BOS, where the tokenizer writes one
         if (eos := self._tokenizer.eos_token_id) is not None and first[-1:] == [eos]:
             first = first[:-1]

@@ -89,14 +89,18 @@ class TextTokens:
         self.eos_token_id = tokenizer.eos_token_id
         self.special_ids: list[int] = list(tokenizer.all_special_ids)
         self.leading_space = _marks_word_starts(self._ids)
-        own = self._own_prefix()
-        before = own + (self._ids(prompt) if prompt else [])
-        if not before and tokenizer.bos_token_id is not None:
-            before = [tokenizer.bos_token_id]
-        if not before and start_from_eos and self.eos_token_id is not None:
-            before = [self.eos_token_id]
-        self.prefix = np.array(before, np.int32)
+        self._start_from_eos = start_from_eos
+        self.prefix = self.behind(prompt)
         self._space = " " if self.leading_space and not prompt[-1:].isspace() else ""
+
+    def behind(self, prompt: str) -> Int32:
+        """(P,) what stands before the first token of a text behind some prompt, by the rules above; may be empty."""
+        before = self._own_prefix() + (self._ids(prompt) if prompt else [])
+        if not before and self.tokenizer.bos_token_id is not None:
+            before = [self.tokenizer.bos_token_id]
+        if not before and self._start_from_eos and self.eos_token_id is not None:
+            before = [self.eos_token_id]
+        return np.array(before, np.int32)
 
     def encode(self, texts: Sequence[str]) -> list[Int32]:
         """Token ids of each text in its form, without BOS and EOS; an empty or blank text has none.

@@ -70,7 +70,7 @@ class RowLm:
     tokens: Int32
     """(V,) its token of each token of the recogniser, from `shared_vocabulary.shared_tokens`."""
     prefix: Int32
-    """(P,) tokens before every text; not empty."""
+    """(P,) tokens before every text of an utterance that has no prefix of its own; not empty."""
     eos_token_id: int
     """Its end of sequence."""
     max_positions: int | None = None
@@ -140,16 +140,21 @@ class LmRows:
     Args:
         lm: The model.
         num_utterances: U.
+        prefixes: (U,) tokens before every text of each utterance, none of them empty; None is the LM's own for all.
     """
 
-    def __init__(self, lm: RowLm, num_utterances: int) -> None:
+    def __init__(self, lm: RowLm, num_utterances: int, prefixes: Sequence[Int32] | None = None) -> None:
         self._lm = lm
-        self._texts = [_Texts(session) for session in lm.scorer.open([lm.prefix] * num_utterances)]
+        self._prefixes = [lm.prefix] * num_utterances if prefixes is None else list(prefixes)
+        self.reasons: dict[int, str] = {}
+        """Utterance -> why it has no LM."""
+        for u, prefix in enumerate(prefixes or ()):
+            if reason := self._too_long(len(prefix)):
+                self.reasons[u], self._prefixes[u] = reason, lm.prefix
+        self._texts = [_Texts(session) for session in lm.scorer.open(self._prefixes)]
         self._going = list(range(num_utterances))
         self._rows: list[list[int]] = [[0] for _ in self._texts]
         self._shared = np.flatnonzero(lm.tokens >= 0)
-        self.reasons: dict[int, str] = {}
-        """Utterance -> why it has no LM."""
 
     @property
     def num_rows(self) -> list[int]:
@@ -253,9 +258,9 @@ class LmRows:
         for u, own in wanted.items():
             texts = self._texts[u]
             new = texts.unasked(own)
-            longest = len(lm.prefix) + max((texts.depths[text] for text in new), default=0)
-            if lm.max_positions is not None and longest > lm.max_positions:
-                self.reasons[u] = f"{longest} tokens with the prefix, but the model takes {lm.max_positions}"
+            longest = len(self._prefixes[u]) + max((texts.depths[text] for text in new), default=0)
+            if reason := self._too_long(longest):
+                self.reasons[u] = reason
             elif new:
                 asks[u] = new
         if not asks:
@@ -270,6 +275,11 @@ class LmRows:
             for text, log_prob, end in zip(new, log_probs.tolist(), ends.tolist(), strict=True):
                 texts.sums[text] = texts.sums[texts.parents[text]] + log_prob
                 texts.ends[text] = end
+
+    def _too_long(self, num_tokens: int) -> str | None:
+        limit = self._lm.max_positions
+        fits = limit is None or num_tokens <= limit
+        return None if fits else f"{num_tokens} tokens with the prefix, but the model takes {limit}"
 
     def _nodes(self, texts: _Texts, new: Sequence[int]) -> TreeNodes:
         for text in new:
