@@ -182,9 +182,13 @@ def emit(figures: Sequence[Figure]) -> None:
         for key, value in figure.counters.items():
             print(f"    {key} = {value}")
     print(flush=True)
+    print("\n".join(json_lines(figures)), flush=True)
+
+
+def json_lines(figures: Sequence[Figure]) -> list[str]:
+    """One JSON object per figure, with what it was measured on."""
     facts = machine()
-    for figure in figures:
-        print(json.dumps({**asdict(figure), "met": figure.met, "machine": facts}), flush=True)
+    return [json.dumps({**asdict(figure), "met": figure.met, "machine": facts}) for figure in figures]
 
 
 def read(path: Path) -> list[Figure]:

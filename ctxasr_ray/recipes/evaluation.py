@@ -17,6 +17,7 @@ from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
 from ctxasr_ray.recipes.hearing import study_plateau, study_speech_lm, training_lists
+from ctxasr_ray.recipes.rare_words import study_rare_words
 from ctxasr_ray.recipes.search_studies import delayed_fusion, study_delayed_grid, study_search_lms, study_spanish
 from ctxasr_ray.recipes.showcase import keyword_methods, showcase
 from ctxasr_ray.recipes.studies import mandarin, study_list_sizes, study_noise, study_shortlists
@@ -140,6 +141,7 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "study_spanish": study_spanish,
     "study_speech_lm": study_speech_lm,
     "study_plateau": study_plateau,
+    "study_rare_words": study_rare_words,
 }
 
 

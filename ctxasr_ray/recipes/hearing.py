@@ -8,6 +8,7 @@ from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
 from ctxasr_ray.models.speech_lm import QUANTISER
+from ctxasr_ray.recipes.tiny_models import SPEECH_LM_SMALL
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
@@ -106,7 +107,7 @@ def study_plateau() -> Experiment:
         rescorings={
             "lm_rescoring/small": Rescoring(scorers=(small,)),
             **speech_lm_rescorings(asset("speech_lm")),
-            **speech_lm_rescorings("runs/train/speech_lm_small/model", name="speech_lm/small"),
+            **speech_lm_rescorings(SPEECH_LM_SMALL, name="speech_lm/small"),
         },
         branches={"gated_fusion": Branch(nbest=gated), "gated_fusion/small": Branch(nbest=replace(gated, lm=small))},
         synthetic=SyntheticConfig(),

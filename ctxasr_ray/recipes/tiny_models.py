@@ -33,6 +33,8 @@ SPEECH_LM: Final = str(Path(__file__).parents[1] / "assets" / "speech_lm")
 """The shipped speech-text LM; MWER updates it, and the LLM recogniser writes with it."""
 LM_SMALL: Final = "runs/train/lm_small/model"
 """What `ctxasr train lm_small` writes."""
+SPEECH_LM_SMALL: Final = "runs/train/speech_lm_small/model"
+"""What `ctxasr train speech_lm_small` writes."""
 CTC_START: Final = "runs/train/ctc_start/model"
 """What `ctxasr train ctc_start` writes; the other two recognisers begin with it."""
 
