@@ -137,10 +137,8 @@ def test_a_prompt_that_nobody_fills_is_refused_and_one_that_tells_is_in_the_hash
         replace(search, lm_prompt="names: ")
     with pytest.raises(ValueError, match="are both set"):
         replace(search, lm=replace(search.lm, prompt="a"))
-    for refused in (
-        search.build,
-        lambda: AttentionKeywordsConfig(first_pass=search),
-        lambda: GateTraceConfig(search=search),
-    ):
+    for refused in (search.build, lambda: AttentionKeywordsConfig(first_pass=search)):
         with pytest.raises(ValueError, match="put the search into a PhraseCopyConfig"):
             refused()
+    with pytest.raises(ValueError, match="trace a search without lm_prompt"):
+        GateTraceConfig(search=search)

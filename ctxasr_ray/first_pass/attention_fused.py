@@ -134,7 +134,7 @@ class AttentionFusedConfig:
         Raises:
             ValueError: as the two configs, an LM that does not write with the recogniser's pieces, or an `lm_prompt`.
         """
-        self.refuse_prompt("attention_fused")
+        self.refuse_prompt(self.NAME)
         host = self.asked_lm().host() if self.lm_connect is None else self.lm_connect()
         model = self.first_pass.load()
         return AttentionFirstPass(self.first_pass, model, FindFused(self, model, host))

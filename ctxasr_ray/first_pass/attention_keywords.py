@@ -56,7 +56,7 @@ class AttentionKeywordsConfig(CatalogueOptions):
             search=self.first_pass if not isinstance(self.first_pass, AttentionConfig) else None,
         )
         if isinstance(self.first_pass, AttentionFusedConfig):
-            self.first_pass.refuse_prompt("attention_keywords")
+            self.first_pass.refuse_prompt(self.NAME)
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of the models and of the catalogue."""

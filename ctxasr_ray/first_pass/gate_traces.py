@@ -60,7 +60,11 @@ class GateTraceConfig:
                 "the beam, which are not kept; trace a search with opened_by row."
             )
 
-        self.search.refuse_prompt("traces")
+        if self.search.lm_prompt is not None:
+            raise ValueError(
+                "traces: the LM is told each utterance's phrases and history (lm_prompt), which a trace is not given; "
+                "trace a search without lm_prompt."
+            )
 
     def fingerprint(self) -> Mapping[str, str]:
         """Digests of both models."""
