@@ -132,7 +132,7 @@ def _with_names(
             )
             for name, search in searches.items()
         },
-        f"phrase_copy/trained_list_{size}": Branch(
+        f"phrase_copy/list_{size}_trained": Branch(
             nbest=PhraseCopyConfig(search=searches["phrase_copy"], head="trained", copy_head=asset("copy_head")),
             of=("first_pass",),
             context=context,
