@@ -111,8 +111,6 @@ def test_a_run_labels_train_and_its_manifest_trains_and_evaluates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("espeakng_loader")
-    from ctxasr_ray.recipes import tiny_models
-
     monkeypatch.chdir(tmp_path)
     sizes = ["--synthetic.num-train", "5", "--synthetic.num-dev", "2", "--synthetic.num-test", "1"]
     assert main(["prepare", "quickstart", "--directory", "corpus", *sizes]) == 0
@@ -137,7 +135,7 @@ def test_a_run_labels_train_and_its_manifest_trains_and_evaluates(
 
     steps = ["--num-steps", "1", "--num-threads", "1", "--num-processes", "0", "--precision", "float32"]
     paths = ["--task.train.path", "labels", "--task.dev.path", "corpus", "--directory", "trained"]
-    assert tiny_models.main(["ctc_own", *paths, *steps]) == 0
+    assert main(["train", "ctc_own", *paths, *steps]) == 0
     assert Path("trained/model/model.safetensors").is_file()
 
 
