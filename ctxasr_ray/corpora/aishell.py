@@ -8,7 +8,7 @@ Reference:
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -149,7 +149,7 @@ def _speaker(utterance_id: str) -> str:
     return found.group(1) if found else ""
 
 
-def _refuse_packed(home: Path, unpacked: set[str] | Any, said: dict[str, _Line]) -> None:
+def _refuse_packed(home: Path, unpacked: Collection[str], said: dict[str, _Line]) -> None:
     missing = sorted({_speaker(utterance_id) for utterance_id in said} - set(unpacked))
     if missing:
         raise ManifestError(
