@@ -3,10 +3,11 @@
 Every N-best list has a row for its best hypothesis and one for its oracle; every rescoring has a row of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, TypeVar
 
+from ctxasr_ray import schema
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.top import TopConfig
 from ctxasr_ray.experiment import Branch, CorpusConfig, Experiment, Rescoring
@@ -53,24 +54,23 @@ class Line:
 
     def above(self, system: str) -> list[Step]:
         """Every step that a system's transcripts need when they are made for somebody, fits and errors apart."""
+        return list(self._needed(system, _SERVING).values())
+
+    def until(self, system: str) -> tuple[Step, ...]:
+        """Every step that a system's transcripts are made of, fits included, parents first."""
+        needed = self._needed(system, schema.TABLES)
+        return tuple(step for step in self.steps if step.name in needed)
+
+    def _needed(self, system: str, tables: Container[str]) -> dict[str, Step]:
+        """The steps below a system's transcripts by name, as far as they write some tables."""
         needed: dict[str, Step] = {}
         waiting = [self.transcripts[system]]
         while waiting:
             step = waiting.pop()
-            if step.config.WRITES in _SERVING and step.name not in needed:
+            if step.config.WRITES in tables and step.name not in needed:
                 needed[step.name] = step
                 waiting += step.inputs
-        return list(needed.values())
-
-    def until(self, system: str) -> tuple[Step, ...]:
-        """Every step that a system's transcripts are made of, fits included, parents first."""
-        needed, waiting = set[str](), [self.transcripts[system]]
-        while waiting:
-            step = waiting.pop()
-            if step.name not in needed:
-                needed.add(step.name)
-                waiting += step.inputs
-        return tuple(step for step in self.steps if step.name in needed)
+        return needed
 
 
 Config = TypeVar("Config", bound=StageConfig)

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import ToneSpeech, same_weights, short, small_lm, tone_ctc, tone_task
+from test_training import ToneSpeech, joint_task, same_weights, short, small_lm, tone_ctc, tone_task
 
 from ctxasr_ray.stage import Resources
 from ctxasr_ray.train_command import Train, train, train_on_ray
 from ctxasr_ray.training.config import Optimiser, Task, TrainingConfig
-from ctxasr_ray.training.joint import JointTask
 from ctxasr_ray.training.loop import TrainingDivergedError, run, run_together
 
 HERE = Path(__file__).parent
@@ -41,18 +40,7 @@ def losses(directory: Path) -> list[float]:
 
 
 def joint(folder: Path) -> TrainingConfig:
-    speech: Any = ToneSpeech(num_utterances=9)
-    task = JointTask(
-        train=speech,
-        dev=speech,
-        tokenizer=str(run(small_lm(num_steps=1), folder / "lm")),
-        hidden_size=12,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        intermediate_size=12,
-        window_s=1,
-        augment=None,
-    )
+    task = dataclasses.replace(joint_task(folder, num_utterances=9), augment=None)
     return short(TrainingConfig(name="joint", task=task, num_steps=1, batch_size=1000))
 
 

@@ -494,18 +494,23 @@ def test_frame_labels_place_tokens_where_they_are_heard(tmp_path: Path) -> None:
         assert [t for t, _ in itertools.groupby(labels[name].tolist()) if t != letters.pad_token_id] == target
 
 
-def test_a_joint_training_goes_on_from_an_earlier_one_and_keeps_its_head(tmp_path: Path) -> None:
-    speech: Any = ToneSpeech(num_utterances=2)
-    task = JointTask(
+def joint_task(folder: Path, *, num_utterances: int) -> JointTask:
+    """A tiny recogniser and the tokenizer that it writes with."""
+    speech: Any = ToneSpeech(num_utterances=num_utterances)
+    return JointTask(
         train=speech,
         dev=speech,
-        tokenizer=str(run(small_lm(num_steps=1), tmp_path / "lm")),
+        tokenizer=str(run(small_lm(num_steps=1), folder / "lm")),
         hidden_size=12,
         num_encoder_layers=1,
         num_decoder_layers=1,
         intermediate_size=12,
         window_s=1,
     )
+
+
+def test_a_joint_training_goes_on_from_an_earlier_one_and_keeps_its_head(tmp_path: Path) -> None:
+    task = joint_task(tmp_path, num_utterances=2)
     first = run(tone_ctc(task=task, num_steps=1, batch_size=200), tmp_path / "first")
     recogniser = attention.load(checkpoint.resolve(str(first)))
     again = dataclasses.replace(task, initial=str(first)).build(tmp_path / "second", 0)

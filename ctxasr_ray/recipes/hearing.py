@@ -8,7 +8,7 @@ from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.attention_fused import AttentionFusedConfig
 from ctxasr_ray.models.speech_lm import QUANTISER
-from ctxasr_ray.recipes.tiny_models import SPEECH_LM_SMALL
+from ctxasr_ray.recipes.tiny_models import LM_SMALL, SPEECH_LM_SMALL
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.speech_llm import SpeechLlmScorerConfig
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
@@ -99,7 +99,7 @@ def study_plateau() -> Experiment:
     """
     attention = AttentionConfig(model=asset("attention"), beam_size=16, num_hypotheses=16, max_tokens=96)
     large = CausalLmConfig(model=asset("lm"))
-    small = CausalLmConfig(model="runs/train/lm_small/model", source="lm_small")
+    small = CausalLmConfig(model=LM_SMALL, source="lm_small")
     gated = AttentionFusedConfig(first_pass=attention, lm=large, temperature=0.7, lm_temperature=0.7)
     return Experiment(
         first_pass=attention,
