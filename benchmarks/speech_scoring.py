@@ -1,7 +1,9 @@
 """N-best lists behind the speech units of their utterance: the token tree against the usual ways, one thread.
 
-The model has the width and depth of the shipped LM and random weights; what stands before the texts is the layout of
-`models.speech_lm`: <s> <speech> 250 units </speech> <text>, other units for each utterance. Peers, on the same model:
+The model is that of `nbest_scoring.py` (17 M random parameters, a third of them in the head, as in GPT-2); the lines
+`small_...` are of a model with the width and depth of the shipped LM, whose head over 16,000 tokens costs more than its
+body and is shared by no two texts. What stands before the texts is the layout of `models.speech_lm`: <s> <speech>
+250 units </speech> <text>, other units for each utterance. Peers, on the same model:
 
 - per hypothesis: every text alone behind its units;
 - prefix KV: the keys and values of the units computed once per utterance and reused for its texts, sorted by length
@@ -58,8 +60,9 @@ def prefix_kv(lm: CausalLm, requests: Sequence[ScoreRequest]) -> Scores:
 def main() -> None:
     """Prints every figure."""
     torch.set_num_threads(1)
-    lm = random_lm(hidden=192, layers=4)
+    lm, small = random_lm(), random_lm(hidden=192, layers=4)
     assert lm.refusal is None
+    assert small.refusal is None
     sixteen, fifty = heard_lists(4, 16), heard_lists(2, 50)
     of = "speech_scoring"
     emit(
@@ -68,6 +71,8 @@ def main() -> None:
             measure("n50_over_per_hypothesis", lm, fifty, per_hypothesis, ">= 15.0", rounds=3, family=of),
             measure("n16_over_prefix_kv", lm, sixteen, prefix_kv, ">= 1.6", family=of),
             measure("n50_over_prefix_kv", lm, fifty, prefix_kv, ">= 1.6", family=of),
+            measure("small_n16_over_per_hypothesis", small, sixteen, per_hypothesis, ">= 8.0", family=of),
+            measure("small_n50_over_per_hypothesis", small, fifty, per_hypothesis, ">= 15.0", rounds=3, family=of),
         ]
     )
 
