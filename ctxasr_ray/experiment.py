@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
+from ctxasr_ray.candidates.history import HistoryConfig
 from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
 from ctxasr_ray.candidates.union import UnionConfig
@@ -114,11 +115,13 @@ class Branch:
     nbest: FirstPass | Candidates
     """Where the list comes from."""
     of: tuple[str, ...] = ()
-    """The lists that candidates are made of: first_pass, or branches that stand before this one."""
+    """The lists that candidates, shortlist and history are made of: first_pass, or branches that stand before this."""
     context: ContextConfig | None = None
     """What it knows beforehand, in place of the experiment's."""
     shortlist: ShortlistConfig | None = None
-    """Cuts that list to what an utterance may hold, by the lists that the candidates are made of."""
+    """Cuts that list to what an utterance may hold, by the first list of `of`."""
+    history: HistoryConfig | None = None
+    """Adds what was said earlier in the session, by the first list of `of`."""
     rescorings: Mapping[str, Rescoring] = field(default_factory=dict)
     """System -> fusion over this list."""
 
@@ -174,6 +177,11 @@ class Experiment:
             if missing or system in lists:
                 problem = f"is made of {missing}" if missing else "stands twice"
                 raise ValueError(f"branch '{system}' {problem}; the lists before it are {list(lists)}.")
+            if not branch.of and (branch.shortlist is not None or branch.history is not None):
+                raise ValueError(
+                    f"branch '{system}' has a shortlist or a history and no list to make it of; set `of`, for example "
+                    "('first_pass',)."
+                )
             lists[system] = branch
         systems = [name for system, branch in lists.items() for name in (system, *branch.rescorings)]
         twice = sorted({name for name in systems if systems.count(name) > 1})

@@ -141,7 +141,7 @@ class _Layout:
     def add_list(self, system: str, branch: Branch) -> None:
         """One N-best list: its 1-best, its oracles, its rescorings."""
         parents = tuple(self.lists[name] for name in branch.of)
-        hypotheses = self._fed(system, branch.nbest, parents, branch.context, branch.shortlist)
+        hypotheses = self._fed(system, branch.nbest, parents, branch=branch)
         self.lists[system] = hypotheses
         for step in hypotheses.inputs:
             if step.config.WRITES == "context":
@@ -239,8 +239,8 @@ class _Layout:
         name: str,
         config: StageConfig,
         lists: tuple[Step, ...],
-        context: ContextConfig | None = None,
-        shortlist: ShortlistConfig | None = None,
+        *,
+        branch: Branch | None = None,
         units: SpeechUnitsConfig | None = None,
     ) -> Step:
         """A step whose inputs are what its config reads, in that order: the corpus, N-best lists, units, context."""
@@ -253,9 +253,19 @@ class _Layout:
             elif table == "units":
                 inputs.append(self._units(name, units))
             else:
-                known = self._context(context)
-                inputs.append(known if shortlist is None else self._shortlist(shortlist, lists[0], known))
+                inputs.append(self._told(branch, lists))
         return self._step(name, self._with_catalogue(config), tuple(inputs))
+
+    def _told(self, branch: Branch | None, lists: tuple[Step, ...]) -> Step:
+        """What may be known beforehand: phrases, of a branch also cut to a shortlist, and what was said before."""
+        if branch is None:
+            return self._context(None)
+        told = self._context(branch.context, may_be_empty=branch.history is not None)
+        if branch.shortlist is not None:
+            told = self._shortlist(branch.shortlist, lists[0], told)
+        if branch.history is not None:
+            told = self._step(f"history_{told.name}{_of(lists[0])}", branch.history, (self._corpus, lists[0], told))
+        return told
 
     def _units(self, reader: str, config: SpeechUnitsConfig | None) -> Step:
         """The units of the corpus, made once for every scorer that hears with this encoder and quantiser."""
@@ -276,15 +286,15 @@ class _Layout:
         ways = "_".join(config.ways)
         return self._step(f"shortlist_{ways}_{context.name}{_of(hypotheses)}", self._with_catalogue(config), inputs)
 
-    def _context(self, context: ContextConfig | None) -> Step:
+    def _context(self, context: ContextConfig | None, *, may_be_empty: bool = False) -> Step:
         config = self._with_catalogue(context or self._experiment.context or ContextConfig())
-        if config.catalogue is None and config.lists is None and not config.true_keywords:
-            raise ValueError(
-                "context: the run takes phrases and has none; name a list for all utterances (--catalogue FILE) or one "
-                "for each (lists of the ContextConfig)."
-            )
+        if not may_be_empty:
+            config.refuse_nothing()
         size = "all" if config.num_distractors is None else config.num_distractors
-        return self._step(f"context_{size}", config, (self._corpus,))
+        others = [c for c in (s.config for s in self.steps) if isinstance(c, ContextConfig) and c != config]
+        same_size = sum(c.num_distractors == config.num_distractors for c in others)
+        name = f"context_{size}_{same_size + 1}" if same_size else f"context_{size}"
+        return self._step(name, config, (self._corpus,))
 
     def _with_catalogue(self, config: Config) -> Config:
         """The config with the experiment's catalogue where it takes one and names none."""

@@ -22,6 +22,7 @@ from tiny_seq2seq import make as make_seq2seq
 from tiny_seq2seq import tokenizer as letters
 from tiny_speech_llm import make as make_speech_llm
 
+from ctxasr_ray.candidates.history import HistoryConfig
 from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
 from ctxasr_ray.candidates.plausible import PlausibleConfig
 from ctxasr_ray.candidates.shortlist import ShortlistConfig
@@ -142,6 +143,7 @@ STAGES = {
     "imported": Case(lambda w: ImportedConfig(paths=(w["lists"],), format="kaldi"), ("utterances",)),
     "context": Case(lambda w: ContextConfig(catalogue=w["phrases"], num_distractors=2), ("utterances",)),
     "shortlist": Case(lambda w: ShortlistConfig(catalogue=w["phrases"], max_phrases=2), ("hypotheses", "context")),
+    "history": Case(lambda w: HistoryConfig(), ("utterances", "hypotheses", "context")),
     "plausible": Case(
         lambda w: PlausibleConfig(recogniser=CtcOptions(model=w["ctc"]), catalogue=w["phrases"], max_phrases=2),
         ("utterances", "context"),

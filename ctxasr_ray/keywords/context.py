@@ -75,6 +75,18 @@ class ContextConfig(CatalogueOptions):
             remedy="Rename them to the corpus's utterance_ids, or remove them.",
         )
 
+    def refuse_nothing(self) -> None:
+        """To be called where phrases are needed.
+
+        Raises:
+            ValueError: there is no catalogue, no list and no truth to take them from.
+        """
+        if self.catalogue is None and self.lists is None and not self.true_keywords:
+            raise ValueError(
+                "context: the run takes phrases and has none; name a list for all utterances (--catalogue FILE) or one "
+                "for each (lists of the ContextConfig)."
+            )
+
     def build(self) -> "ContextStage":
         """Reads the files."""
         return ContextStage(self, self.phrases(), self._lists())
