@@ -157,11 +157,13 @@ def test_one_changed_transcript_or_an_empty_list_is_no_finding() -> None:
     assert not list(detectors.list_without_effect("boost", context([[], None, []]), same, "first_pass", same))
 
 
-def never(phrases: list[str], spoken: list[str], said: str, listed: str) -> list[findings.Finding]:
+def never(
+    phrases: list[str], spoken: list[str], said: str, listed: str, normaliser: str = "whisper_english"
+) -> list[findings.Finding]:
     lists = hypotheses_table([NBest(utterance_id=IDS[0], hypotheses=[Hypothesis(text=listed)])])
     corpus = utterances(["call"], [spoken])
     systems = {"first_pass": made_transcripts(IDS[:1], [said])}
-    return list(detectors.never_matching(corpus, {"boost": context([phrases])}, systems, lists, "whisper_english"))
+    return list(detectors.never_matching(corpus, {"boost": context([phrases])}, systems, lists, normaliser))
 
 
 def test_phrases_that_normalise_to_nothing_are_found() -> None:
@@ -178,6 +180,12 @@ def test_spoken_phrases_that_nobody_writes_are_found() -> None:
 
 def test_phrases_in_a_transcript_or_an_n_best_list_are_no_finding() -> None:
     assert never(["Okonkwo"], ["Okonkwo", "Dr. Ngozi"], "call Okonkwo!", "call dr ngozi") == []
+
+
+def test_phrases_in_a_text_without_spaces_are_written() -> None:
+    (found,) = never([], ["青溪镇", "王薇", "陈强"], "导航到青溪镇的医院", "发email给王薇", "mandarin")
+    assert found.got == "1 of 3 spoken phrases never written"
+    assert "'陈强'" in found.where
 
 
 # -- scores

@@ -231,10 +231,11 @@ def never_matching(
         )
     if not spoken or not transcripts:
         return
-    # basic is ninety times faster than whisper_english, and N-best lists are long.
-    plain = dict(zip(sorted(spoken), text.units(sorted(spoken), "basic", "word"), strict=True))
+    # basic is ninety times faster than whisper_english, and N-best lists are long; it does not part ideographs.
+    fast = normaliser if normaliser == "mandarin" else "basic"
+    plain = dict(zip(sorted(spoken), text.units(sorted(spoken), fast, "word"), strict=True))
     checked = [phrase for phrase, words in plain.items() if words.strip()]
-    written = _written(transcripts, hypotheses)
+    written = _written(transcripts, hypotheses, fast)
     absent = [phrase for phrase in checked if f" {plain[phrase]} " not in written]
     if absent:
         yield Finding(
@@ -248,12 +249,12 @@ def never_matching(
         )
 
 
-def _written(transcripts: Mapping[str, pa.Table], hypotheses: pa.Table | None) -> str:
+def _written(transcripts: Mapping[str, pa.Table], hypotheses: pa.Table | None, normaliser: str) -> str:
     """Every distinct text that is written anywhere, normalised, one per line between spaces."""
     texts = {each for table in transcripts.values() for each in table["text"].to_pylist()}
     if hypotheses is not None:
         texts |= set(flatten(hypotheses).texts)
-    units = text.units(sorted(texts), "basic", "word")
+    units = text.units(sorted(texts), normaliser, "word")
     return "\n".join(f" {each} " for each in units)
 
 
