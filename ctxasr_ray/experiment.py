@@ -26,6 +26,7 @@ from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConf
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig, SpeechLlmKeywordsConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
+from ctxasr_ray.metrics.word_classes import WordLists
 from ctxasr_ray.scorers.attention import AttentionScorerConfig
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
@@ -154,6 +155,8 @@ class Experiment:
     """Spoken by espeak-ng when no manifest is given; its dev part is used where a manifest brings no dev split."""
     normaliser: str = "whisper_english"
     """Text normaliser of every metric, one of `text.NORMALISERS`."""
+    word_lists: WordLists = field(default_factory=WordLists)
+    """Common words (never biased) and rare words, by files; without a rule for rare ones there is no R-WER."""
     shard_audio_s: float = 600.0
     """Seconds of audio per shard, the unit of work and resume; 7200 suits GPU clusters."""
     num_replicates: int = 10_000

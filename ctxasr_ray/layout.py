@@ -20,7 +20,7 @@ from ctxasr_ray.metrics.calibration_summary import CalibrationConfig
 from ctxasr_ray.metrics.compositional_oracle import CompositionalOracleConfig
 from ctxasr_ray.metrics.confident_errors import ConfidentErrorsConfig
 from ctxasr_ray.metrics.edits import EditCountsConfig
-from ctxasr_ray.metrics.error_rate import ErrorCountsConfig
+from ctxasr_ray.metrics.error_rate import error_counts
 from ctxasr_ray.metrics.keywords import KeywordCountsConfig
 from ctxasr_ray.metrics.nbest_errors import KEYWORDS, NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
@@ -97,6 +97,7 @@ def line(experiment: Experiment) -> Line:
         systems_with_transcripts=tuple(laid.transcripts),
         systems_with_fits=tuple(laid.fits),
         gaps=laid.gaps,
+        word_lists=experiment.word_lists,
         num_replicates=experiment.num_replicates,
         seed=experiment.seed,
     )
@@ -128,7 +129,7 @@ class _Layout:
 
     def __init__(self, experiment: Experiment, corpus: Step) -> None:
         self._experiment, self._corpus = experiment, corpus
-        self._normaliser = experiment.normaliser
+        self._normaliser, self._word_lists = experiment.normaliser, experiment.word_lists
         self._fits_confidence = experiment.tunes()
         self.steps: list[Step] = []
         self.lists: dict[str, Step] = {}
@@ -140,8 +141,7 @@ class _Layout:
 
     def add_list(self, system: str, branch: Branch) -> None:
         """One N-best list: its 1-best, its oracles, its rescorings."""
-        parents = tuple(self.lists[name] for name in branch.of)
-        hypotheses = self._fed(system, branch.nbest, parents, branch=branch)
+        hypotheses = self._fed(system, branch.nbest, tuple(self.lists[name] for name in branch.of), branch=branch)
         self.lists[system] = hypotheses
         for step in hypotheses.inputs:
             if step.config.WRITES == "context":
@@ -218,7 +218,7 @@ class _Layout:
         )
         said = self._step(f"transcripts_{system}", fusion, (*inputs, *confidence))
         self.transcripts[system] = said
-        counts = ErrorCountsConfig(normaliser=normaliser)
+        counts = error_counts(normaliser, self._word_lists)
         keywords = self._with_catalogue(KeywordCountsConfig(normaliser=normaliser))
         steps = [
             self._step(f"errors_{system}", counts, (corpus, said)),
@@ -304,8 +304,9 @@ class _Layout:
         return replace(config, **named)  # type: ignore[type-var]  # a frozen dataclass
 
     def _nbest_errors(self, hypotheses: Step, classes: Classes) -> Step:
-        counts = self._with_catalogue(NbestErrorsConfig(classes=classes, normaliser=self._normaliser))
+        config = NbestErrorsConfig(classes=classes, normaliser=self._normaliser, word_lists=self._word_lists)
         known = self._known() if KEYWORDS in classes else ()
+        counts = self._with_catalogue(config)
         return self._step(f"nbest_errors{_of(hypotheses)}", counts, (hypotheses, self._corpus, *known))
 
     def _step(self, name: str, config: StageConfig, inputs: tuple[Step, ...]) -> Step:

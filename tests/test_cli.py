@@ -153,3 +153,29 @@ def test_a_full_disk_says_that_nothing_is_lost_and_how_to_go_on() -> None:
         full.write_text("x")
     assert cli._how_to_go_on(caught.value).endswith("then run the same command again.")
     assert cli._how_to_go_on(FileNotFoundError(2, "no such file")) == ""
+
+
+@SHIPPED
+def test_rare_words_are_those_of_the_list_that_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("espeakng_loader")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rare.txt").write_text("the\na\nto\n", "utf-8")
+    words = ["evaluate", "quickstart", "--root", "run", "--json", *SMALL]
+
+    def rare(*options: str) -> list[int]:
+        assert main([*words, *options]) == 0
+        records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        counted = [r["counts"] for r in records if r["metric"] == "rare_wer" and r["system"] == "lm_rescoring"]
+        return [each["reference_length"] for each in counted]
+
+    assert rare() != []
+    manifest = next((tmp_path / "runs").rglob("manifest.jsonl"))
+    corpus = [json.loads(row) for row in manifest.read_text("utf-8").splitlines()]
+    said = {
+        split: [w for row in corpus if row["split"] == split for w in row["text"].split()] for split in ("dev", "test")
+    }
+    listed = rare("--word-lists.rare-words", "rare.txt")
+    assert listed == [sum(word in ("the", "a", "to") for word in own) for own in said.values()]
+    assert rare("--word-lists.common-words", "None") == []

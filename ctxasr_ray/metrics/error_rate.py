@@ -1,7 +1,7 @@
 """UTTERANCES, TRANSCRIPTS -> ERRORS: errors of each utterance, all words and classes of words, never averaged."""
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -162,3 +162,11 @@ class ErrorCountsConfig(CountOptions):
             return errors_table(utterances.column("utterance_id").to_pylist(), metrics)
 
         return count
+
+
+def error_counts(normaliser: str, word_lists: WordLists) -> ErrorCountsConfig:
+    """Every metric of a run; R-WER only where the lists say which words are rare."""
+    config = ErrorCountsConfig(normaliser=normaliser, word_lists=word_lists)
+    if word_lists.tell_rare_words:
+        return config
+    return replace(config, metrics=tuple(metric for metric in config.metrics if metric != "rare_wer"))

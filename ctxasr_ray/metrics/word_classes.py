@@ -45,6 +45,11 @@ class WordLists:
         if self.rare_words and self.training_text:
             raise ValueError("rare_words and training_text are both given; rare words come from one of them.")
 
+    @property
+    def tell_rare_words(self) -> bool:
+        """Whether any file says which words are rare."""
+        return any((self.common_words, self.rare_words, self.training_text))
+
     def fingerprint(self) -> Mapping[str, str]:
         """The digest of every file.
 
