@@ -90,7 +90,8 @@ def train_on_ray(options: Train) -> None:
         RunError: workers were lost more often than they may be.
     """
     from ctxasr_ray.distributed import trainer
-    from ctxasr_ray.training.loop import run_together
+    from ctxasr_ray.training.loop import LOG, run_together
+    from ctxasr_ray.training.progress import follow
 
     training = options.training
     if training.num_parts == 1:
@@ -101,10 +102,11 @@ def train_on_ray(options: Train) -> None:
         num_gpus=float(training.device.partition(":")[0] == "cuda"),
     )
     directory = options.directory.absolute()
-    trainer.train(
-        functools.partial(run_together, training, directory),
-        trainer.Group(resources, options.max_failures),
-        directory,
-        name=training.name,
-        address=options.address,
-    )
+    with follow(directory / LOG, training.name, training.num_steps):
+        trainer.train(
+            functools.partial(run_together, training, directory),
+            trainer.Group(resources, options.max_failures),
+            directory,
+            name=training.name,
+            address=options.address,
+        )

@@ -1,8 +1,10 @@
 """One training loop: batches, objectives, resume, refusals, published directories, and the shipped models."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -592,3 +594,30 @@ def test_the_shipped_attention_model_hears_with_transformers_alone_what_it_hears
         features_BMF, _ = recogniser.features(samples)
         ours = greedy(recogniser, recogniser.encode(features_BMF), 96)
     assert AutoTokenizer.from_pretrained(directory).decode(theirs[0], skip_special_tokens=True).strip() == ours[0]
+
+
+def test_a_terminal_shows_the_steps_that_workers_log_and_goes_back_where_they_start_again(tmp_path: Path) -> None:
+    script = (
+        "import json, sys, time, pathlib\n"
+        "from ctxasr_ray.training import progress\n"
+        "progress.POLL_S = 0.05\n"
+        "log = pathlib.Path(sys.argv[1])\n"
+        "def say(*steps):\n"
+        "    log.write_text(''.join(json.dumps({'step': s, 'loss': 1 / s}) + '\\n' for s in steps))\n"
+        "    time.sleep(0.4)\n"
+        "with progress.follow(log, 'workers', 40):\n"
+        "    time.sleep(0.2); say(10, 20, 30); say(10); say(10, 40)\n"
+    )
+    ours, theirs = os.openpty()
+    shown = b""
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "log.jsonl")], stderr=theirs) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while found := os.read(ours, 4096):
+                shown += found
+        os.close(ours)
+    assert process.returncode == 0
+    places = [shown.find(each) for each in (b"30/40", b"10/40", b"40/40")]
+    assert places == sorted(places)
+    assert places[0] >= 0
+    assert b"loss 0.025" in shown
