@@ -3,6 +3,7 @@
 The template is text with `{keywords}` and `{history}`; it stands in the place of the LM's fixed prompt.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,11 +55,13 @@ class LmPrompt:
         words = (told.history or "").split() if HISTORY in self._template else []
         if not phrases and not words:
             return self._texts.prefix
-        first = 0
-        while True:
-            found = self._texts.behind(filled(self._template, phrases, " ".join(words[first:])))
-            if self._room is None or len(found) <= self._room or first == len(words):
-                break
-            first += 1
+
+        def without(first: int) -> Int32:
+            return self._texts.behind(filled(self._template, phrases, " ".join(words[first:])))
+
+        def fits(first: int) -> bool:
+            return self._room is None or len(without(first)) <= self._room
+
+        first = bisect.bisect_left(range(len(words)), True, key=fits)
         costs.count("context_slides", first > 0)
-        return found
+        return without(first)
