@@ -2,9 +2,9 @@
 
 Makes a domain that no shipped model has heard (recordings at 11,025 Hz of new voices and names), pseudo-labels of a
 part of it, the trainings of `recipes.rare_words` for every seed, and one evaluation of test per seed; writes
-`results/study_rare_words{.jsonl,.md,.png,_real_time_factor.png}`. About an hour and a half of one quiet core for three
-seeds, so `make bench` leaves it out. What is finished is not done again: the same command goes on where a killed one
-stopped. `python benchmarks/study_rare_words.py [--seeds 3]`; `--steps 2 --utterances 10 --root DIR --results DIR` only
+`results/study_rare_words{.jsonl,.md,.png,_real_time_factor.png}`. About an hour of one core for three seeds, so
+`make bench` leaves it out. What is finished is not done again: the same command goes on where a killed one stopped.
+`python benchmarks/study_rare_words.py [--seeds 3]`; `--steps 2 --utterances 10 --root DIR --results DIR` only
 goes the way once.
 
 int8 is not among the rows: dynamic quantisation of torch scales activations per forward pass, so what a hypothesis
@@ -231,7 +231,8 @@ def draw(found: Sequence[Figure], directory: Path) -> None:
     axes.set_xlabel("real-time factor (s of work per s of audio)")
     axes.set_ylabel("R-WER (% of rare reference words)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_xlim(left=0)
+    axes.legend(fontsize=8, frameon=False, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     fig.tight_layout()
     fig.savefig(directory / f"{NAME}_{FACTOR}.png", dpi=110)
 
