@@ -6,10 +6,6 @@ part of it, the trainings of `recipes.rare_words` for every seed, and one evalua
 `make bench` leaves it out. What is finished is not done again: the same command goes on where a killed one stopped.
 `python benchmarks/study_rare_words.py [--seeds 3]`; `--steps 2 --utterances 10 --root DIR --results DIR` only
 goes the way once.
-
-int8 is not among the rows: dynamic quantisation of torch scales activations per forward pass, so what a hypothesis
-scores depends on its neighbours (shipped speech-text LM, 8 sequences of 40 tokens together against one by one: up to
-3.7 nats apart, float32 0.0), and a token tree is then no list of texts.
 """
 
 import argparse
@@ -64,7 +60,7 @@ COMPARED: Final = (
     ("filters on labels", "first_pass/unfiltered", "first_pass/filtered"),
 )
 """What changes, from which row to which."""
-COSTED: Final = ("first_pass/tuned_2", "speech_llm/small", "speech_llm/lora", "speech_llm/bfloat16")
+COSTED: Final = ("first_pass/tuned_2", "speech_llm/small", "speech_llm/lora", "speech_llm/bfloat16", "speech_llm/int8")
 
 
 def say(what: str) -> None:
@@ -227,7 +223,7 @@ def draw(found: Sequence[Figure], directory: Path) -> None:
     for place, system in enumerate(COSTED):
         rate, factor = by_name[_name(system, "rare_wer")], by_name[_name(system, FACTOR)]
         place_x, bars = [factor.value], {"xerr": _spread([factor]), "yerr": _spread([rate])}
-        axes.errorbar(place_x, [rate.value], fmt="os^D"[place], ms=7, label=ROWS[system], **bars)
+        axes.errorbar(place_x, [rate.value], fmt="os^Dv"[place], ms=7, label=ROWS[system], **bars)
     axes.set_xlabel("real-time factor (s of work per s of audio)")
     axes.set_ylabel("R-WER (% of rare reference words)")
     axes.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """Every detector speaks up where its fault is, and is silent where it is not."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -13,6 +14,8 @@ from ctxasr_ray.execution.stage_calls import make_receipt
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.nbest import Hypothesis, NBest, Score, SourceScores, hypotheses_table, scores_table
 from ctxasr_ray.report import detectors, findings, tables
+from ctxasr_ray.report.comparison import Comparison, compare
+from ctxasr_ray.report.lost_words import changed_words
 from ctxasr_ray.report.odd_phrases import odd_phrases, unwritable_phrases
 from ctxasr_ray.report.page import write_report
 from ctxasr_ray.schema import CONTEXT, UTTERANCES
@@ -121,22 +124,54 @@ def compared(metric: str, delta: float, low: float) -> dict[str, Any]:
     return result("test", "keyword_boost", metric, 0.2 + delta, **more)
 
 
-def test_rare_words_better_while_all_words_are_worse_is_found() -> None:
-    (found,) = detectors.rare_better_overall_worse(
-        lines_of([compared("wer", 0.02, 0.01), compared("rare_wer", -0.1, -0.2)])
-    )
+REFERENCES = ["call the okonkwo office", "the call to okonkwo", None]
+SAID = {
+    "first_pass": ["call the conquer office", "the call to conquer", "anything"],
+    "keyword_boost": ["call okonkwo offers", "call to okonkwo the the the", "anything else"],
+}
+
+
+def said() -> Comparison:
+    made = {system: made_transcripts(IDS, texts) for system, texts in SAID.items()}
+    return compare(utterances(list(REFERENCES)), made, normaliser="basic")
+
+
+def test_rare_words_better_while_all_words_are_worse_is_found_with_the_words_that_pay() -> None:
+    rows = lines_of([compared("wer", 0.02, 0.01), compared("rare_wer", -0.1, -0.2)])
+    (found,) = detectors.rare_better_overall_worse(rows, said())
     assert found.severity == "warning"
     assert "rare_wer -10.00 points, wer +2.00" in found.got
+    assert "; words that pay: 1, 4 errors more ('the' +4); that win: 1, 1 fewer" in found.got
+    assert [word.word for word in found.words] == ["the"], "only the second utterance is of test"
     (unsure,) = detectors.rare_better_overall_worse(
-        lines_of([compared("wer", 0.02, -0.01), compared("biased_wer", -0.1, -0.2)])
+        lines_of([compared("wer", 0.02, -0.01), compared("biased_wer", -0.1, -0.2)]), said()
     )
     assert unsure.severity == "note"
+    elsewhere = dataclasses.replace(rows[0], corpus="another")
+    (unnamed,) = detectors.rare_better_overall_worse([elsewhere], said())
+    assert unnamed.words == (), "no utterances of that corpus are at hand"
+
+
+def test_words_that_change_add_up_to_the_change_of_all_errors() -> None:
+    comparison = said()
+    words = changed_words(comparison, "first_pass", "keyword_boost", range(2))
+    change = int((comparison.errors[1] - comparison.errors[0]).sum())
+    assert sum(word.more_errors for word in words) == change > 0
+    first, last = words[0], words[-1]
+    assert (first.lost, first.won, first.inserted, sorted(first.instead)) == (2, 0, 3, [("", 2)])
+    assert first.utterances == ("utt-00000", "utt-00001")
+    assert (last.word, last.lost, last.won, last.more_errors) == ("okonkwo", 0, 2, -2)
+    (office,) = (word for word in words if word.word == "office")
+    assert office.instead == (("offers", 1),)
+    back = changed_words(comparison, "keyword_boost", "first_pass", range(2))
+    assert {word.word: -word.more_errors for word in back} == {word.word: word.more_errors for word in words}
+    assert changed_words(comparison, "first_pass", "first_pass", range(2)) == []
 
 
 @pytest.mark.parametrize(("overall", "rare"), [(-0.01, -0.1), (0.01, 0.1), (0.0, -0.1)])
 def test_both_better_both_worse_and_no_change_are_no_finding(overall: float, rare: float) -> None:
     rows = [compared("wer", overall, overall - 0.01), compared("rare_wer", rare, rare - 0.01)]
-    assert not list(detectors.rare_better_overall_worse(lines_of(rows)))
+    assert not list(detectors.rare_better_overall_worse(lines_of(rows), said()))
 
 
 # -- phrase lists

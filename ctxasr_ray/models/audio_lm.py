@@ -16,6 +16,7 @@ import torch
 from ctxasr_ray.models import speech_llm
 from ctxasr_ray.models.causal_lm import CausalLm
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model, load_tokenizer
+from ctxasr_ray.models.int8_linear import INT8
 from ctxasr_ray.models.list_trees import ScoreRequest
 from ctxasr_ray.models.speech_prompt import SPEECH
 from ctxasr_ray.models.text_tokens import TextTokens
@@ -65,12 +66,12 @@ def load_audio_lm(
 
     Args:
         checkpoint: From `checkpoint.resolve`.
-        dtype: A floating type of torch.
+        dtype: A floating type of torch; of ours also int8, see `models.int8_linear`.
         device: As torch writes it; "auto" is CUDA where there is one, else the CPU.
         prompt: Template with `{speech}`; None is the model's own.
 
     Raises:
-        ValueError: as `speech_llm.load` and `TransformersAudioLm`.
+        ValueError: as `speech_llm.load` and `TransformersAudioLm`, or int8 is asked of a model of transformers.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,6 +79,8 @@ def load_audio_lm(
         return speech_llm.load(checkpoint, dtype=dtype, device=device, prompt=prompt)
     from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+    if dtype == INT8:
+        raise ValueError(f"model '{checkpoint.name}': dtype int8 is for LLM recognisers of ours; take bfloat16.")
     model = load_model(AutoModelForMultimodalLM, checkpoint, dtype=getattr(torch, dtype)).to(device)
     place = str(checkpoint.directory)
     try:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model
+from ctxasr_ray.models.int8_linear import INT8, floating, round_weights
 from ctxasr_ray.models.list_trees import ListTree, ScoreRequest, SequenceScores, list_trees
 from ctxasr_ray.models.lm_head import LOGITS_LIMIT_BYTES, LmHead
 from ctxasr_ray.models.tree_forward import Block, TreeForward
@@ -221,18 +222,19 @@ def load_causal_lm(
     Args:
         checkpoint: From `checkpoint.resolve`.
         adapter: From `checkpoint.resolve(..., stem=ADAPTER)`.
-        dtype: A floating type of torch.
+        dtype: A floating type of torch, or int8: see `models.int8_linear`.
         attention: "sdpa" or "eager"; "auto" is what transformers chooses for the architecture.
         device: "auto" is the first accelerator, or else the CPU; unused with a device map.
         device_map: Spreads a large model over devices (accelerate), for example "auto".
         options: Of `CausalLm`.
 
     Raises:
-        ValueError: what the checkpoint holds is no such model, or the adapter does not fit it.
+        ValueError: what the checkpoint holds is no such model, the adapter does not fit it, or int8 is asked of an
+            accelerator.
     """
     from transformers import AutoModelForCausalLM
 
-    settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    settings: dict[str, Any] = {"dtype": getattr(torch, floating(dtype))}
     if attention != "auto":
         settings["attn_implementation"] = attention
     if device_map is not None:
@@ -247,7 +249,7 @@ def load_causal_lm(
             raise ValueError(f"adapter '{adapter.name}' does not fit model '{checkpoint.name}': {error}") from error
     if device_map is None:
         model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    return CausalLm(model, **options)
+    return CausalLm(round_weights(model) if dtype == INT8 else model, **options)
 
 
 def _first_id(ids: int | Sequence[int] | None) -> int | None:

@@ -5,7 +5,7 @@ Nothing here loads torch before `load`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ctxasr_ray.models import checkpoint, speech_llm
 from ctxasr_ray.models.recogniser import RecogniserOptions
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HearingOptions(RecogniserOptions):
     """An LLM recogniser of ours, or an audio-language model of transformers (Qwen2-Audio, Voxtral, Granite Speech)."""
+
+    DTYPES: ClassVar[tuple[str, ...]] = (*RecogniserOptions.DTYPES, "int8")
 
     prompt: str | None = None
     """Instruction around `{speech}`; None is the model's own. Ours also knows `{keywords}` and `{history}`."""

@@ -5,7 +5,7 @@ First passes and forced scorers inherit these; nothing here loads torch before `
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.stage import runtime_field
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from ctxasr_ray.models.ctc import CtcModel
     from ctxasr_ray.models.seq2seq import Seq2SeqModel
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecogniserOptions:
     """A checkpoint, its precision and where it runs."""
 
+    DTYPES: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+
     model: str = field(metadata={"identity": False})
     """Hugging Face directory or hub id. Its fingerprint is in the hash, not its place."""
     revision: str | None = field(default=None, metadata={"identity": False})
     """Branch, tag or commit of a hub id; its commit is in the fingerprint."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward passes; log-probs and sums are never below float32."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """Of the forward passes; log-probs and sums are never below float32. int8 is for the LLM of an LLM recogniser."""
     device: str = runtime_field("auto")
     """As torch writes it; "auto" is CUDA where the actor has a GPU, else the CPU."""
 
@@ -40,8 +40,8 @@ class RecogniserOptions:
         Raises:
             ValueError: an unknown dtype.
         """
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is '{self.dtype}'; expected one of {', '.join(DTYPES)}.")
+        if self.dtype not in self.DTYPES:
+            raise ValueError(f"dtype is '{self.dtype}'; expected one of {', '.join(self.DTYPES)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

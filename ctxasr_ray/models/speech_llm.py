@@ -194,7 +194,7 @@ def load(model: Checkpoint, *, dtype: str = "float32", device: str = "cpu", prom
 
     Args:
         model: From `checkpoint.resolve`.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16, float16, or int8: the LLM's weights are rounded, encoder and adapter are in float32.
         device: As torch writes it.
         prompt: In place of the one that it was trained with.
 
@@ -204,6 +204,7 @@ def load(model: Checkpoint, *, dtype: str = "float32", device: str = "cpu", prom
     import torch
 
     from ctxasr_ray.models.causal_lm import load_causal_lm
+    from ctxasr_ray.models.int8_linear import floating
 
     parts = read_parts(model)
     source = checkpoint.resolve(parts.llm)
@@ -219,9 +220,9 @@ def load(model: Checkpoint, *, dtype: str = "float32", device: str = "cpu", prom
         eos_token_id=tokens.eos_token_id,
         special_ids=tokens.special_ids,
     )
-    encoder = FrameEncoder(checkpoint.resolve(parts.encoder), dtype=dtype, device=device)
+    encoder = FrameEncoder(checkpoint.resolve(parts.encoder), dtype=floating(dtype), device=device)
     adapter = load_adapter(model, parts, encoder.width, lm.body.embed.weight.shape[1])
-    return SpeechLlm(encoder, adapter.to(device, getattr(torch, dtype)), lm, tokens, written, name=model.name)
+    return SpeechLlm(encoder, adapter.to(device, getattr(torch, floating(dtype))), lm, tokens, written, name=model.name)
 
 
 def written_place(place: str) -> str:

@@ -48,9 +48,15 @@ ROWS: Final[Mapping[str, str]] = {
     "speech_llm/wide": "as speech_llm/adapter, four times as wide",
     "speech_llm/small": "as speech_llm/lora, with a smaller LLM",
     "speech_llm/bfloat16": "speech_llm/lora in bfloat16",
+    "speech_llm/int8": "speech_llm/lora, the LLM's weights in int8",
 }
 """System -> what it is."""
-_MODELS: Final = {"speech_llm/untuned": "untuned_lora", "speech_llm/small": "small_lora", "speech_llm/bfloat16": "lora"}
+_MODELS: Final = {
+    "speech_llm/untuned": "untuned_lora",
+    "speech_llm/small": "small_lora",
+    "speech_llm/bfloat16": "lora",
+    "speech_llm/int8": "lora",
+}
 """System -> training, where it is not the part behind the slash."""
 
 
@@ -135,7 +141,7 @@ def study_rare_words(seed: int = 1, root: str = ROOT) -> Experiment:
         model = model_of(system, seed, root)
         is_ctc = system.startswith("first_pass/")
         branches[system] = Branch(nbest=replace(ctc, model=model) if is_ctc else replace(llm, model=model))
-    branches["speech_llm/bfloat16"] = Branch(
-        nbest=replace(llm, model=model_of("speech_llm/bfloat16", seed, root), dtype="bfloat16")
-    )
+    for dtype in ("bfloat16", "int8"):
+        lora = model_of(f"speech_llm/{dtype}", seed, root)
+        branches[f"speech_llm/{dtype}"] = Branch(nbest=replace(llm, model=lora, dtype=dtype))
     return Experiment(first_pass=ctc, branches=branches, shard_audio_s=200.0)

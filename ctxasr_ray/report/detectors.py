@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from ctxasr_ray import text
 from ctxasr_ray.nbest import flatten, score_matrix
+from ctxasr_ray.report.comparison import Comparison
 from ctxasr_ray.report.findings import EXAMPLES, Finding, failed
+from ctxasr_ray.report.lost_words import MOST_WORDS, LostWord, changed_words
 from ctxasr_ray.report.overview import by_number, by_setting
 from ctxasr_ray.report.tables import Line, Record, interval, number
 from ctxasr_ray.schema import ContractError
@@ -28,6 +30,7 @@ def find(
     utterances: pa.Table,
     transcripts: Mapping[str, pa.Table],
     normaliser: str,
+    comparison: Comparison,
     hypotheses: pa.Table | None = None,
     contexts: Mapping[str, pa.Table] | None = None,
     fusions: Mapping[str, tuple[pa.Table, Sequence[pa.Table]]] | None = None,
@@ -40,6 +43,7 @@ def find(
         utterances: UTTERANCES that the systems were run on.
         transcripts: System -> TRANSCRIPTS.
         normaliser: Of the error rates.
+        comparison: The words of these transcripts.
         hypotheses: HYPOTHESES of the first pass.
         contexts: System -> the CONTEXT that it was given.
         fusions: System -> the HYPOTHESES that it chooses from and the SCORES that it adds up.
@@ -51,7 +55,7 @@ def find(
         *left_out(utterances, transcripts),
         *failed(transcripts),
         *sweep_without_effect(lines),
-        *rare_better_overall_worse(lines),
+        *rare_better_overall_worse(lines, comparison),
         *never_matching(utterances, contexts, transcripts, hypotheses, normaliser),
     ]
     for system, context in contexts.items():
@@ -149,8 +153,8 @@ def _numbers(row: Line) -> tuple[Any, ...]:
     return tuple(each for each in found if each[0] != "real_time_factor")
 
 
-def rare_better_overall_worse(lines: Sequence[Line]) -> Iterator[Finding]:
-    """Finds systems that win rare or biased words and lose words overall: a list that is believed too much."""
+def rare_better_overall_worse(lines: Sequence[Line], comparison: Comparison) -> Iterator[Finding]:
+    """Finds systems that win rare or biased words and lose words overall, and names the words that pay."""
     for row in lines:
         overall = row.metrics.get("wer")
         if overall is None or (overall["delta"] or 0.0) <= 0:
@@ -159,6 +163,7 @@ def rare_better_overall_worse(lines: Sequence[Line]) -> Iterator[Finding]:
             record = row.metrics.get(metric)
             if record is not None and (record["delta"] or 0.0) < 0:
                 sure = (overall["delta_ci_low"] or 0.0) > 0
+                words, told = _payers(row, str(overall["baseline"]), comparison)
                 yield Finding(
                     severity="warning" if sure else "note",
                     name="rare_better_overall_worse",
@@ -166,10 +171,28 @@ def rare_better_overall_worse(lines: Sequence[Line]) -> Iterator[Finding]:
                     where=f"{row.corpus}, {row.split}, {row.label}, against {overall['baseline']}",
                     got=f"{metric} {number(metric, record['delta'], signed=True)} points, "
                     f"wer {number('wer', overall['delta'], signed=True)} "
-                    + interval("wer", overall["delta_ci_low"], overall["delta_ci_high"], signed=True),
+                    + interval("wer", overall["delta_ci_low"], overall["delta_ci_high"], signed=True)
+                    + told,
                     expected="both lower",
                     remedy="Common words pay for rare ones: lower the boost, or tune on a mixture of both rates.",
+                    words=tuple(words[:MOST_WORDS]),
                 )
+
+
+def _payers(row: Line, baseline: str, comparison: Comparison) -> tuple[list[LostWord], str]:
+    """The words with more errors than before, and what they pay and others win in all; none of unknown utterances."""
+    utterances = comparison.utterances
+    chosen = [i for i, each in enumerate(utterances) if (each["corpus"], each["split"]) == (row.corpus, row.split)]
+    if not chosen or not {row.system, baseline} <= set(comparison.systems):
+        return [], ""
+    changed = changed_words(comparison, baseline, row.system, chosen)
+    paying, winning = ([w for w in changed if sign * w.more_errors > 0] for sign in (1, -1))
+    paid, won = (sum(abs(word.more_errors) for word in words) for words in (paying, winning))
+    most = ", ".join(f"'{word.word}' {word.more_errors:+,}" for word in paying[:EXAMPLES])
+    return (
+        paying,
+        f"; words that pay: {len(paying):,}, {paid:,} errors more ({most}); that win: {len(winning):,}, {won:,} fewer",
+    )
 
 
 # -- phrase lists

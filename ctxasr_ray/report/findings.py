@@ -7,6 +7,8 @@ from typing import Final, Literal
 
 import pyarrow as pa
 
+from ctxasr_ray.report.lost_words import LostWord
+
 EXAMPLES: Final = 3
 """Utterances that a finding names."""
 
@@ -25,6 +27,8 @@ class Finding:
     got: str
     expected: str
     remedy: str
+    words: tuple[LostWord, ...] = ()
+    """The words that pay for it, where it is about words."""
 
     def __str__(self) -> str:
         return f"{self.what} ({self.where}): got {self.got}, expected {self.expected}. {self.remedy}"

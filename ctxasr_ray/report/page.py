@@ -100,6 +100,7 @@ def write_report(
         utterances=utterances,
         transcripts=transcripts,
         normaliser=normaliser,
+        comparison=compared,
         hypotheses=hypotheses,
         contexts=contexts,
         fusions={each.system: _fusion(next(iter(each.tables.values()))) for each in tuned},

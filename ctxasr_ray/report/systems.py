@@ -69,8 +69,8 @@ MEANINGS: Final[Mapping[str, str]] = {
 """One line for people who see a metric for the first time."""
 
 _LEADING: Final = (
-    "wer", "mer", "cer", "biased_wer", "unbiased_wer", "rare_wer", "keyword_f1", "keyword_recall", "keyword_precision",
-    "distractor_false_alarms", "keyword_leaks", "recall@1", "recall@8", "recall@64",
+    "wer", "orthographic_wer", "rare_wer", "mer", "cer", "biased_wer", "unbiased_wer", "keyword_f1", "keyword_recall",
+    "keyword_precision", "distractor_false_alarms", "keyword_leaks", "recall@1", "recall@8", "recall@64",
 )  # fmt: skip
 _PERCENT: Final = re.compile(
     r"(^|_)(wer|cer|mer|f1|recall|precision|coverage|ece|auc|rate|share|closed|accuracy|oracle|wrong|repaired|repairable|lockout|edits|reliability)(@\d+)?($|_)"

@@ -52,8 +52,8 @@ class SpeechLmConfig:
     """Name of the scores; fusion weights are found per source."""
     text_form: Literal["raw", "spaced", "lower", "upper", "sentence"] = "raw"
     """How hypotheses are written for the LM; see `models.text_tokens.TEXT_FORMS`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights when they are loaded."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """Of the weights when they are loaded; int8 is for CPUs and multiplies in float32 (`models.int8_linear`)."""
     device: str = runtime_field("auto")
     """cpu, cuda, cuda:1, ...; auto is the first accelerator, or else the CPU."""
     utterances_per_forward: int = runtime_field(0)
