@@ -279,11 +279,11 @@ def test_the_control_sees_the_same_texts_in_the_same_batches_and_nothing_spoken(
 
 def test_units_weigh_what_the_task_says_and_padding_nothing(tmp_path: Path) -> None:
     built = task(unit_weight=0.25).build(tmp_path, 0)
-    text, spoken = 0, next(i for i, own in enumerate(built._sequences) if built._speech.text in own)
+    text, spoken = 0, next(i for i, own in enumerate(built._sequences) if built._written.speech.text in own)
     batch = built.batch(np.asarray([text, spoken]), np.random.default_rng(0))
     assert set(batch["weights"][0, : built.lengths[text]].tolist()) == {1.0}
     assert batch["weights"][0, built.lengths[text] :].sum() == 0
-    heard = batch["input_ids"][1] >= built._speech.speech
+    heard = batch["input_ids"][1] >= built._written.speech.speech
     assert set(batch["weights"][1][heard].tolist()) == {0.25}
 
 

@@ -54,7 +54,7 @@ def test_utterances_last_3_to_8_s_and_never_clip():
 
 
 def test_every_voice_speaks_and_no_timbre_is_in_two_splits():
-    made = {split: voices(CONFIG.seed, split) for split in SPLITS}
+    made = {split: voices(CONFIG.seed, split, CONFIG.ACCENTS, VARIANTS[split]) for split in SPLITS}
     assert (len(made["dev"]), len(made["test"])) == (15, 30) == (NUM_VOICES["dev"], NUM_VOICES["test"])
     assert len(made["train"]) >= 100
     names = [speaker for split in SPLITS for speaker, _ in made[split]]

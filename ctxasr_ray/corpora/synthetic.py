@@ -75,6 +75,7 @@ class SyntheticConfig:
     CORPUS: ClassVar[str] = "synthetic"
     LANGUAGE: ClassVar[str] = "en"
     ACCENTS: ClassVar[tuple[str, ...]] = ACCENTS
+    TIMBRES: ClassVar[Mapping[str, tuple[str, ...]]] = VARIANTS
 
     seed: int = 7
     """Of names, sentences, voices and noise."""
@@ -143,7 +144,7 @@ class SyntheticConfig:
             RuntimeError: the extra `speech-synthesis` is not installed.
         """
         said = self.sentence(split, index)
-        speaker_id, voice = voices(self.seed, split, self.ACCENTS)[index % NUM_VOICES[split]]
+        speaker_id, voice = self._voices(split)[index % NUM_VOICES[split]]
         rng = np.random.default_rng([self.seed, _SPLIT_NUMBER[split], index])
         samples = _speech(said.text, voice, rng)
         snr_db = self.snr_db(split, index)
@@ -168,19 +169,23 @@ class SyntheticConfig:
             return noise.coloured(colour, num_samples, rng)
         crowd = []
         for index in rng.integers(2**20, size=4):
-            _, voice = voices(self.seed, split, self.ACCENTS)[index % NUM_VOICES[split]]
+            _, voice = self._voices(split)[index % NUM_VOICES[split]]
             crowd.append(_speech(self.sentence(split, int(index)).text, voice, rng))
         return noise.babble(crowd, num_samples)
+
+    def _voices(self, split: str) -> tuple[tuple[str, espeak.Voice], ...]:
+        return voices(self.seed, split, self.ACCENTS, self.TIMBRES[split])
 
 
 _SPLIT_NUMBER: Final = {"train": 0, "dev": 1, "test": 2}
 
 
 @cache
-def voices(seed: int, split: str, accents: tuple[str, ...] = ACCENTS) -> tuple[tuple[str, espeak.Voice], ...]:
+def voices(
+    seed: int, split: str, accents: tuple[str, ...], timbres: tuple[str, ...]
+) -> tuple[tuple[str, espeak.Voice], ...]:
     """Gives the speakers of a split: (speaker_id, voice), each timbre in several accents, pitches and rates."""
     rng = random.Random(f"{seed}/voices/{split}")
-    timbres = VARIANTS[split]
     made = []
     for number in range(NUM_VOICES[split]):
         turn, place = divmod(number, len(timbres))

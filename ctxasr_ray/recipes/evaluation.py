@@ -16,6 +16,7 @@ from ctxasr_ray.first_pass.imported import ImportedConfig
 from ctxasr_ray.first_pass.pocketsphinx import PocketSphinxConfig
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.first_pass.speech_llm import SpeechLlmConfig
+from ctxasr_ray.recipes.adaptation import study_adaptation
 from ctxasr_ray.recipes.hearing import study_plateau, study_speech_lm, training_lists
 from ctxasr_ray.recipes.rare_words import study_rare_words
 from ctxasr_ray.recipes.search_studies import delayed_fusion, study_delayed_grid, study_search_lms, study_spanish
@@ -142,6 +143,7 @@ RECIPES: Final[Mapping[str, Callable[[], Experiment]]] = {
     "study_speech_lm": study_speech_lm,
     "study_plateau": study_plateau,
     "study_rare_words": study_rare_words,
+    "study_adaptation": study_adaptation,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.models.speech_adapter import AdapterConfig
 from ctxasr_ray.recipes.languages import train_ctc_mandarin, train_ctc_spanish, train_lm_spanish
-from ctxasr_ray.recipes.own_speech import train_ctc_own
+from ctxasr_ray.recipes.own_speech import train_ctc_own, train_speech_lm_adapted
 from ctxasr_ray.training.augment import LIGHT_MASKS
 from ctxasr_ray.training.committed_lists import CommittedLists
 from ctxasr_ray.training.config import Optimiser, TrainingConfig
@@ -278,6 +278,7 @@ TRAININGS: Final[Mapping[str, Callable[[], TrainingConfig]]] = {
     "speech_lm_control": train_speech_lm_control,
     "speech_lm_small": train_speech_lm_small,
     "speech_lm_mwer": train_speech_lm_mwer,
+    "speech_lm_adapted": train_speech_lm_adapted,
     "speech_llm_adapter": train_speech_llm_adapter,
     "speech_llm": train_speech_llm,
     "copy_head": train_copy_head,

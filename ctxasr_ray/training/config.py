@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.stage import runtime_field
+from ctxasr_ray.training.adaptation import AdaptationTask
 from ctxasr_ray.training.copy import CopyTask
 from ctxasr_ray.training.ctc import CtcTask
 from ctxasr_ray.training.joint import JointTask
@@ -83,7 +84,9 @@ class TrainingConfig:
 
     name: str
     """Of the recipe; stands in messages and in training.json."""
-    task: CtcTask | LanguageModelTask | JointTask | SpeechTextTask | MwerTask | SpeechLlmTask | CopyTask
+    task: (
+        CtcTask | LanguageModelTask | JointTask | SpeechTextTask | AdaptationTask | MwerTask | SpeechLlmTask | CopyTask
+    )
     """What is learnt, from what."""
     num_steps: int
     """Optimiser steps; the data is repeated as often as they need."""

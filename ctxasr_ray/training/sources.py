@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,7 +88,7 @@ class TableSpeech:
 
     def __len__(self) -> int:
         """Number of utterances of the split that have a reference."""
-        return len(_rows(self.path, self.split))
+        return len(_transcribed(self.path, self.split))
 
     def example(self, index: int) -> Example:
         """Reads one recording and its reference.
@@ -96,11 +96,32 @@ class TableSpeech:
         Raises:
             ValueError: the audio cannot be decoded.
         """
-        row = _rows(self.path, self.split)[index]
-        samples = audio.load(
-            row["audio_uri"], start_s=row["start_s"], duration_s=row["duration_s"], channel=row["channel"]
-        )
-        return Example(row["utterance_id"], text.normalise(row["reference"], self.normaliser), samples)
+        row = _transcribed(self.path, self.split)[index]
+        return _recorded(row, text.normalise(row["reference"], self.normaliser))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recordings:
+    """The recordings of one split of a corpus of your own, for a training that only listens: no transcript is read."""
+
+    path: str
+    """A manifest or any other corpus that `corpora.manifest.read_corpus` reads, with transcripts or without."""
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        refuse_test(self.split, self.path)
+
+    def __len__(self) -> int:
+        """Number of utterances of the split."""
+        return len(_rows(self.path, self.split))
+
+    def example(self, index: int) -> Example:
+        """Reads one recording; its text is empty.
+
+        Raises:
+            ValueError: the audio cannot be decoded.
+        """
+        return _recorded(_rows(self.path, self.split)[index], "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +178,16 @@ class TextFile:
             yield from (line.strip() for line in lines if line.strip())
 
 
+def _recorded(row: Mapping[str, Any], said: str) -> Example:
+    samples = audio.load(row["audio_uri"], start_s=row["start_s"], duration_s=row["duration_s"], channel=row["channel"])
+    return Example(row["utterance_id"], said, samples)
+
+
+@functools.lru_cache(maxsize=4)
+def _transcribed(path: str, split: str) -> list[dict[str, Any]]:
+    return [row for row in _rows(path, split) if row["reference"] is not None]
+
+
 @functools.lru_cache(maxsize=4)
 def _rows(path: str, split: str) -> list[dict[str, Any]]:
     if not path.endswith(".parquet"):
@@ -166,7 +197,8 @@ def _rows(path: str, split: str) -> list[dict[str, Any]]:
         table = pq.read_table(path, filters=[("split", "=", split)])
     else:
         raise ValueError(f"training: no UTTERANCES table at {path}; give the path of one Parquet file.")
-    return [row for row in table.to_pylist() if row["reference"] is not None]
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def refuse_test(split: str, what: str) -> None:

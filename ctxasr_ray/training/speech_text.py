@@ -1,13 +1,10 @@
-"""A speech-text language model: a causal LM of text, its vocabulary extended by speech units, on a mix of both.
-
-Letters of shapes: B sequences, N tokens, V vocabulary.
-"""
+"""A speech-text language model: a causal LM of text, its vocabulary extended by speech units, on a mix of both."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +12,7 @@ import numpy.typing as npt
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText, TableSpeech, TextFile
+from ctxasr_ray.training.speech_sequences import SpeechSequences, Tokens, nats, weight, weighted_nats
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +20,6 @@ if TYPE_CHECKING:
     from ctxasr_ray.models.speech_units import Quantiser, SpeechEncoder
     from ctxasr_ray.training.features import Features
     from ctxasr_ray.training.heard import Heard
-
-Tokens = npt.NDArray[np.int32]
-SPAN_WORDS: Final = 3
-"""Longest span of the alternating sequences, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +37,8 @@ class Mix:
     speech_then_text: float = 0.4
     text_then_speech: float = 0.1
     alternating: float = 0.25
-    """Spans of 1 to `SPAN_WORDS` words, each spoken and then written; asks for an encoder that spells by CTC."""
+    """Spans of 1 to `speech_sequences.SPAN_WORDS` words, each spoken and then written; asks for an encoder that spells
+    by CTC."""
 
     def __post_init__(self) -> None:
         shares = [getattr(self, f.name) for f in fields(self)]
@@ -115,12 +110,11 @@ class SpeechText:
         from ctxasr_ray.models import speech_lm
         from ctxasr_ray.training.heard import hear
 
-        self._unit_weight, self._num_units = config.unit_weight, config.num_units
         source = checkpoint.resolve(config.initial)
         self.tokenizer = checkpoint.load_tokenizer(source)
         self.model: Any = checkpoint.load_model(AutoModelForCausalLM, source, dtype=torch.float32)
         speech_lm.extend_vocabulary(self.model, self.tokenizer, config.num_units, seed=0)
-        self._speech = speech_lm.SpeechTokens(self.tokenizer)
+        self._written = SpeechSequences(self.tokenizer, config.unit_weight)
         encoder, characters = _encoder(config)
         train, dev = _features(config, encoder, directory, num_processes)
         self.quantiser = _quantiser(config, encoder, train, directory / speech_lm.QUANTISER)
@@ -143,7 +137,7 @@ class SpeechText:
         self.lengths = np.asarray([len(s) for s in self._sequences], np.int64)
         self._hears = config.speech
         if not config.speech:  # marks and units stand behind all other tokens of the vocabulary
-            self._sequences = [s[s < self._speech.speech] for s in self._sequences]
+            self._sequences = [s[s < self._written.speech.speech] for s in self._sequences]
 
     def _examples(
         self, config: SpeechTextTask, train: "Features", heard: "Heard"
@@ -155,51 +149,19 @@ class SpeechText:
             for number in range(round(getattr(config.mix, f.name) * config.num_examples)):
                 if f.name == "text":
                     place = number % len(sentences)
-                    yield f.name, f"sentence {place}", self._text(sentences[place])
+                    yield f.name, f"sentence {place}", self._written.text(sentences[place])
                     continue
                 place = number % len(train)
                 units, text, sequence = heard.units[place], train.texts[place], None
                 if f.name == "speech":
-                    sequence = self._join(self._spoken(units))
+                    sequence = self._written.units(units)
                 elif f.name == "speech_then_text":
-                    sequence = self._heard_text(units, text)
+                    sequence = self._written.heard_text(units, text)
                 elif f.name == "text_then_speech":
-                    sequence = self._join(self._pieces(text), self._spoken(units))
+                    sequence = self._written.spoken_text(text, units)
                 elif len(heard.word_ends[place]):
-                    sequence = self._alternating(units, text, heard.word_ends[place], rng)
+                    sequence = self._written.alternating(units, text, heard.word_ends[place], rng)
                 yield f.name, train.names[place], sequence
-
-    def _pieces(self, text: str) -> Sequence[int]:
-        pieces: Sequence[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return pieces
-
-    def _spoken(self, units: npt.NDArray[np.int16]) -> npt.NDArray[np.int32]:
-        from ctxasr_ray.models.speech_units import merge_runs
-
-        return self._speech.spoken(merge_runs(units.astype(np.int32))[0])
-
-    def _text(self, text: str) -> Tokens:
-        return self._join(self._pieces(text))
-
-    def _heard_text(self, units: npt.NDArray[np.int16], text: str) -> Tokens:
-        return self._join(self._spoken(units), [self._speech.text], self._pieces(text))
-
-    def _alternating(
-        self, units: npt.NDArray[np.int16], text: str, ends: npt.NDArray[np.int16], rng: np.random.Generator
-    ) -> Tokens:
-        words, first = text.split(), 0
-        parts: list[Sequence[int] | npt.NDArray[np.int32]] = []
-        while first < len(words):
-            last = min(first + int(rng.integers(1, SPAN_WORDS + 1)), len(words))
-            begin = int(ends[first - 1]) if first else 0
-            parts += [self._spoken(units[begin : ends[last - 1]]), [self._speech.text]]
-            parts.append(self._pieces(" ".join(words[first:last])))
-            first = last
-        return self._join(*parts)
-
-    def _join(self, *parts: Sequence[int] | npt.NDArray[np.int32]) -> Tokens:
-        ids = np.concatenate([[self.tokenizer.bos_token_id], *parts, [self.tokenizer.eos_token_id]])
-        return np.asarray(ids, np.int32)
 
     def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
         """Gives utterance ids and numbers of sentences."""
@@ -207,46 +169,24 @@ class SpeechText:
 
     def batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> "dict[str, torch.Tensor]":
         """Pads sequences to the longest."""
-        return self._collate([self._sequences[i] for i in indices])
-
-    def _collate(self, rows: Sequence[Tokens]) -> "dict[str, torch.Tensor]":
-        import torch
-
-        ids_BN = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        weights_BN = np.zeros(ids_BN.shape, np.float32)
-        for ids, weights, row in zip(ids_BN, weights_BN, rows, strict=True):
-            ids[: len(row)] = row
-            # Marks and units were appended to the vocabulary, the first mark before all others.
-            weights[: len(row)] = np.where(row >= self._speech.speech, self._unit_weight, 1.0)
-        return {"input_ids": torch.from_numpy(ids_BN), "weights": torch.from_numpy(weights_BN)}
+        return self._written.collate([self._sequences[i] for i in indices])
 
     def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
         """Gives the weight of all tokens that are predicted."""
-        return {"weight": float(batch["weights"][:, 1:].sum())}
+        return weight(batch)
 
     def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
         """Gives the weighted mean negative log-probability per token."""
-        nats_BN, weights_BN = self._nats(batch)
-        return (nats_BN * weights_BN).sum() / counts["weight"]
-
-    def _nats(self, batch: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, torch.Tensor]":
-        from torch.nn import functional
-
-        # No mask goes in: rows are padded on the right, which a causal model cannot see from the left.
-        logits_BNV = self.model(input_ids=batch["input_ids"][:, :-1], use_cache=False).logits
-        nats_BN = functional.cross_entropy(
-            logits_BNV.float().transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
-        )
-        return nats_BN, batch["weights"][:, 1:]
+        return weighted_nats(self.model, batch, counts)
 
     def evaluate(self) -> dict[str, float]:
         """Measures the perplexity per word of dev texts alone and, but for the control, behind own and other speech."""
         units, texts = self._dev.units, self._dev_texts
         others = [*units[1:], *units[:1]]
-        rows = {"alone": [self._text(text) for text in texts]}
+        rows = {"alone": [self._written.text(text) for text in texts]}
         if self._hears:
-            rows["heard"] = [self._heard_text(u, text) for u, text in zip(units, texts, strict=True)]
-            rows["misheard"] = [self._heard_text(u, text) for u, text in zip(others, texts, strict=True)]
+            rows["heard"] = [self._written.heard_text(u, text) for u, text in zip(units, texts, strict=True)]
+            rows["misheard"] = [self._written.heard_text(u, text) for u, text in zip(others, texts, strict=True)]
         words = sum(len(text.split()) + 1 for text in texts)
         return {f"dev_word_perplexity_{k}": math.exp(self._text_nats(own) / words) for k, own in rows.items()}
 
@@ -254,7 +194,7 @@ class SpeechText:
         """Nats of pieces of text and ends of sequence, whatever stands before them."""
         total = 0.0
         for start in range(0, len(rows), 32):
-            nats_BN, weights_BN = self._nats(self._collate(rows[start : start + 32]))
+            nats_BN, weights_BN = nats(self.model, self._written.collate(rows[start : start + 32]))
             total += float(nats_BN[weights_BN == 1].sum())
         return total
 

@@ -1,0 +1,132 @@
+"""Adaptation of a speech-text LM to the sound of a domain: it goes on with speech units, and reads no transcript."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctxasr_ray.models import checkpoint
+from ctxasr_ray.models.speech_lm import QUANTISER
+from ctxasr_ray.stage import runtime_field
+from ctxasr_ray.training.sources import Recordings, SyntheticText, TextFile
+from ctxasr_ray.training.speech_sequences import SpeechSequences, Tokens, nats, weight, weighted_nats
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptationTask:
+    """Unit continuation on recordings of a domain, and text continuation against forgetting.
+
+    Reference:
+        Shivakumar et al., 2409.16654: speech continuation on target-domain audio before rescoring. The share of text
+        is ours.
+    """
+
+    train: Recordings
+    dev: Recordings
+    initial: str
+    """Hugging Face directory of the speech-text LM, its quantiser beside it."""
+    encoder: str
+    """Hugging Face directory of the encoder that the quantiser was fitted on; one that reads log-mel features."""
+    text: SyntheticText | TextFile | None = None
+    """Sentences of the old domain beside the recordings, against forgetting: an epoch goes through both once."""
+    unit_weight: float = 0.1
+    """Weight of a unit or mark in the loss, where a piece of text weighs 1: as in the training of the LM."""
+    features_directory: str | None = runtime_field(None)
+    """Where the log-mel features lie; None keeps them in the run's directory."""
+
+    def build(self, directory: Path, num_processes: int) -> "Adaptation":
+        """Makes the units of train and dev and loads the LM."""
+        return Adaptation(self, directory, num_processes)
+
+
+class Adaptation:
+    """The built task."""
+
+    left_out: Mapping[str, str]
+
+    def __init__(self, config: AdaptationTask, directory: Path, num_processes: int) -> None:
+        """Prepares units, sequences and model.
+
+        Args:
+            config: The task.
+            directory: Of the run; keeps features and units for a repeated start.
+            num_processes: For the features.
+
+        Raises:
+            ValueError: the LM knows no units, or its quantiser is that of another encoder.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from ctxasr_ray.models.speech_units import SpeechEncoder, load_quantiser
+        from ctxasr_ray.training import features
+        from ctxasr_ray.training.heard import hear
+
+        source = checkpoint.resolve(config.initial)
+        self.model: Any = checkpoint.load_model(AutoModelForCausalLM, source, dtype=torch.float32)
+        self._written = SpeechSequences(checkpoint.load_tokenizer(source), config.unit_weight)
+        self.quantiser = load_quantiser(source.directory / QUANTISER)
+        self.quantiser.check(checkpoint.fingerprint(config.encoder), config.encoder)
+        encoder = SpeechEncoder(checkpoint.resolve(config.encoder), layer=self.quantiser.layer)
+        parent = directory / "features" if config.features_directory is None else Path(config.features_directory)
+        heard, names, left_out = {}, [], {}
+        for name, recordings in (("train", config.train), ("dev", config.dev)):
+            spoken = features.compute(recordings, encoder.extractor, parent / name, num_processes=num_processes)
+            units = hear(spoken, encoder, self.quantiser, None, directory / f"{name}_units.npz").units
+            heard[name] = [self._written.units(own) for own in units]
+            if name == "train":
+                names, left_out = list(spoken.names), dict(spoken.left_out)
+        texts = [] if config.text is None else [self._written.text(said) for said in config.text.sentences()]
+        names += [f"sentence {number}" for number in range(len(texts))]
+        limit = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        self._names: list[str] = []
+        self._sequences: list[Tokens] = []
+        for name, sequence in zip(names, [*heard["train"], *texts], strict=True):
+            if len(sequence) > limit:
+                left_out[name] = f"it has {len(sequence)} tokens, the model takes {limit}"
+            else:
+                self._names.append(name)
+                self._sequences.append(sequence)
+        self._dev = [sequence for sequence in heard["dev"] if len(sequence) <= limit]
+        self.left_out = left_out
+        self.lengths = np.asarray([len(s) for s in self._sequences], np.int64)
+
+    def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
+        """Gives utterance ids and numbers of sentences."""
+        return [self._names[index] for index in indices.tolist()]
+
+    def batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> "dict[str, torch.Tensor]":
+        """Pads sequences to the longest."""
+        return self._written.collate([self._sequences[i] for i in indices])
+
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the weight of all tokens that are predicted."""
+        return weight(batch)
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
+        """Gives the weighted mean negative log-probability per token."""
+        return weighted_nats(self.model, batch, counts)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measures the perplexity per token of dev's speech alone, marks included."""
+        total, tokens = 0.0, 0
+        for start in range(0, len(self._dev), 32):
+            rows = self._dev[start : start + 32]
+            nats_BN, weights_BN = nats(self.model, self._written.collate(rows))
+            total += float(nats_BN[weights_BN > 0].sum())
+            tokens += sum(len(row) - 1 for row in rows)
+        return {"dev_unit_perplexity": math.exp(total / tokens)}
+
+    def publish(self, directory: Path) -> None:
+        """Writes the Hugging Face directory and the quantiser beside it."""
+        from ctxasr_ray.training.publish import publish
+
+        publish(self.model, directory, tokenizer=self._written.tokenizer)
+        self.quantiser.save(directory / QUANTISER)
