@@ -30,7 +30,6 @@ import pyarrow.compute as pc  # noqa: E402
 
 from ctxasr_ray import pipeline  # noqa: E402
 from ctxasr_ray.corpora import synthetic  # noqa: E402
-from ctxasr_ray.corpora.mandarin import MandarinConfig  # noqa: E402
 from ctxasr_ray.corpora.names import KINDS  # noqa: E402
 from ctxasr_ray.corpora.sentences import lexicon  # noqa: E402
 from ctxasr_ray.corpora.synthetic import SyntheticConfig  # noqa: E402
@@ -80,9 +79,6 @@ def write_phrases() -> None:
         words = random.Random(7).sample(rare, min(len(rare), needed // 2))
         names = SyntheticConfig().catalogue(needed - len(words))
         path.write_text("\n".join(dict.fromkeys([*names, *words])) + "\n", "utf-8")
-    mandarin = path.with_name("phrases_mandarin.txt")
-    if not mandarin.exists():
-        mandarin.write_text("\n".join(MandarinConfig().catalogue(2000)) + "\n", "utf-8")
 
 
 def noisy_manifest() -> Path:

@@ -1,4 +1,4 @@
-"""Tiny models of further languages, which do not ship: the shipped recogniser trained on, and an LM of their own."""
+"""Tiny models of further languages: the shipped recogniser trained on, and an LM of their own; Mandarin ships."""
 
 from ctxasr_ray.corpora import mandarin, spanish
 from ctxasr_ray.corpora.mandarin import MandarinConfig
@@ -12,22 +12,23 @@ from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText
 
 
 def train_ctc_mandarin() -> TrainingConfig:
-    """Trains the shipped CTC recogniser on to write Mandarin characters, on 3 hours of speech."""
+    """Trains the shipped CTC recogniser on to write Mandarin characters, on 9 hours of speech."""
     corpus = MandarinConfig()
     return TrainingConfig(
         name="ctc_mandarin",
         seed=17,
         task=CtcTask(
-            train=SyntheticSpeech(num_utterances=3000, corpus=corpus),
+            train=SyntheticSpeech(num_utterances=9000, corpus=corpus),
             dev=SyntheticSpeech(num_utterances=100, split="dev", corpus=corpus),
             characters=mandarin.characters(),
             dropout=0.0,
             augment=LIGHT_MASKS,
             initial=asset("ctc"),
         ),
-        num_steps=1500,
-        batch_size=3200,
-        optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=50, weight_decay=0.01),
+        num_steps=5000,
+        batch_size=4800,
+        optimiser=Optimiser(learning_rate=1.5e-3, warm_up_steps=200, weight_decay=0.01),
+        precision="bfloat16",
     )
 
 

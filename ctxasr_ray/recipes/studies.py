@@ -1,6 +1,7 @@
 """Studies: runs that answer one question about context each; `benchmarks/study_keywords.py` makes what they read."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from ctxasr_ray.candidates.keyword import KeywordCandidatesConfig
@@ -13,6 +14,7 @@ from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
+from ctxasr_ray.metrics.word_classes import WordLists
 from ctxasr_ray.models.recogniser import CtcOptions
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
@@ -105,19 +107,23 @@ def study_noise() -> Experiment:
 
 
 def mandarin() -> Experiment:
-    """Spoken Mandarin with names that sound alike: characters, mixed error rate, a list of names in the search.
+    """Spoken Mandarin with names that sound alike: characters, mixed error rate, lists of names in the search.
 
-    The recogniser is what `ctxasr train ctc_mandarin` writes.
+    No ear tells the characters of such a name from others of the same sound; a list does.
     """
-    ctc = CtcConfig(model="runs/train/ctc_mandarin/model", beam_size=100, num_hypotheses=50)
+    ctc = CtcConfig(model=asset("ctc_mandarin"), beam_size=100, num_hypotheses=50)
     boosted = CtcKeywordsConfig(first_pass=ctc, normaliser="mandarin")
-    lists = ContextConfig(true_keywords=True, num_distractors=100, normaliser="mandarin")
+
+    def names(size: int) -> ContextConfig:
+        return ContextConfig(true_keywords=True, num_distractors=size, normaliser="mandarin")
+
     return Experiment(
         first_pass=ctc,
         synthetic=MandarinConfig(num_dev=0, num_test=150),
         normaliser="mandarin",
+        word_lists=WordLists(common_words=None),
         shard_audio_s=200.0,
-        catalogue="runs/corpora/phrases_mandarin.txt",
-        context=lists,
-        branches={"keyword_boost/list_100": Branch(nbest=boosted, context=lists)},
+        catalogue=str(Path(asset("words")) / "phrases_mandarin.txt"),
+        context=names(1_000),
+        branches={f"keyword_boost/list_{size}": Branch(nbest=boosted, context=names(size)) for size in (100, 1_000)},
     )
