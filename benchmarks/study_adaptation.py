@@ -94,6 +94,7 @@ def train(root: Path, most_steps: int | None) -> Iterator[Figure]:
         steps = config.num_steps if most_steps is None else min(config.num_steps, most_steps)
         say(f"{name}: {steps} steps")
         if before is None:
+            (root / name).mkdir(parents=True, exist_ok=True)
             with torch.inference_mode():
                 before = config.task.build(root / name, 0).evaluate()["dev_unit_perplexity"]
             yield Figure(name=f"adaptation_{BEFORE}_unit_perplexity", value=before)
