@@ -25,13 +25,16 @@ import numpy as np  # noqa: E402  (the threads are pinned first)
 import pyarrow as pa  # noqa: E402
 import pyarrow.compute as pc  # noqa: E402
 import torch  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
 from ctxasr_ray import pipeline  # noqa: E402
 from ctxasr_ray.corpora import synthetic  # noqa: E402
 from ctxasr_ray.corpora.synthetic import SyntheticConfig  # noqa: E402
 from ctxasr_ray.corpora.unheard import UnheardConfig  # noqa: E402
+from ctxasr_ray.experiment import asset  # noqa: E402
 from ctxasr_ray.layout import line  # noqa: E402
 from ctxasr_ray.metrics import significance  # noqa: E402
+from ctxasr_ray.models import checkpoint  # noqa: E402
 from ctxasr_ray.opening import open_run  # noqa: E402
 from ctxasr_ray.recipes.adaptation import (  # noqa: E402
     ADAPTED,
@@ -44,6 +47,7 @@ from ctxasr_ray.recipes.adaptation import (  # noqa: E402
 )
 from ctxasr_ray.report.comparison import compare  # noqa: E402
 from ctxasr_ray.training import loop  # noqa: E402
+from ctxasr_ray.training.speech_sequences import SpeechSequences, word_perplexity  # noqa: E402
 
 RESULTS: Final = Path(__file__).parent / "results"
 NAME: Final = "study_adaptation"
@@ -87,22 +91,43 @@ def _rows(manifest: Path) -> list[dict[str, Any]]:
     return [{**row, "audio_filepath": str((manifest.parent / row["audio_filepath"]).resolve())} for row in rows]
 
 
-def train(root: Path, most_steps: int | None) -> Iterator[Figure]:
-    """Trains what is not trained yet: perplexity per unit of the domain's dev part, before and after."""
-    before = None
+def train(root: Path, most_steps: int | None) -> list[Figure]:
+    """Trains what is not trained yet; perplexities of the domain's dev part, before and after.
+
+    Per unit, without any transcript, and per word of its transcripts, alone and behind their own units.
+    """
+    found = []
     for name, config in trainings(str(root)).items():
         steps = config.num_steps if most_steps is None else min(config.num_steps, most_steps)
         say(f"{name}: {steps} steps")
-        if before is None:
-            (root / name).mkdir(parents=True, exist_ok=True)
-            with torch.inference_mode():
-                before = config.task.build(root / name, 0).evaluate()["dev_unit_perplexity"]
-            yield Figure(name=f"adaptation_{BEFORE}_unit_perplexity", value=before)
-        loop.run(replace(config, num_steps=steps), root / name)
+        (root / name).mkdir(parents=True, exist_ok=True)
+        task = config.task.build(root / name, 0)
+        with torch.inference_mode():
+            before = task.evaluate()["dev_unit_perplexity"]
+        model = loop.run(replace(config, num_steps=steps), root / name)
         told = json.loads((root / name / loop.RESULT).read_text("utf-8"))
-        after = told["figures"]["dev_unit_perplexity"]
-        counters = {"steps": steps, "recordings_and_sentences": told["num_examples"], "before": round(before, 3)}
-        yield Figure(name=f"adaptation_{name}_unit_perplexity", value=after, counters=counters)
+        if not found:
+            found += _perplexities(BEFORE, before, asset("speech_lm"), root / name, {})
+        counters = {"steps": steps, "recordings_and_sentences": told["num_examples"]}
+        found += _perplexities(name, told["figures"]["dev_unit_perplexity"], str(model), root / name, counters)
+    return found
+
+
+def _perplexities(name: str, unit: float, model: str, run: Path, counters: Mapping[str, int]) -> Iterator[Figure]:
+    yield Figure(name=f"adaptation_{name}_unit_perplexity", value=unit, counters=counters)
+    source = checkpoint.resolve(model)
+    lm = checkpoint.load_model(AutoModelForCausalLM, source, dtype=torch.float32)
+    written = SpeechSequences(checkpoint.load_tokenizer(source), 1.0)
+    target = (run.parent / "corpus" / "target.jsonl").read_text("utf-8").splitlines()
+    texts = [row["text"] for row in map(json.loads, target) if row["split"] == "dev"]
+    with np.load(run / "dev_units.npz") as file:
+        units = np.split(file["units"], np.cumsum(file["num_units"])[:-1])
+    rows = {"alone": [written.text(text) for text in texts]}
+    rows["heard"] = [written.heard_text(own, text) for own, text in zip(units, texts, strict=True)]
+    for way, own in rows.items():
+        with torch.inference_mode():
+            value = word_perplexity(lm, written, own, texts)
+        yield Figure(name=f"adaptation_{name}_word_perplexity_{way}", value=value)
 
 
 def evaluate(root: Path, fit: str) -> dict[str, Row]:
@@ -193,8 +218,13 @@ def findings(by_fit: Mapping[str, Mapping[str, Row]], heard: Sequence[Figure], c
             lines.append(f"| `{system}` | {row.dev:.1f} | {value:.1f} [{low:.1f}, {high:.1f}] | {change} |")
         lines.append("")
     lines += [f"- `{name}`: {what}." for name, what in ADAPTED.items()]
-    for figure in heard:
-        lines.append(f"- {figure.name.replace('_', ' ')} of dev: {figure.value:.2f}.")
+    measures = ("unit_perplexity", "word_perplexity_alone", "word_perplexity_heard")
+    lines += ["", "Perplexities of the new domain's dev part:", ""]
+    lines += ["| LM | per unit | per word of the text alone | per word behind its own units |", "|---|---:|---:|---:|"]
+    values = {figure.name: figure.value for figure in heard}
+    for name in (BEFORE, *ADAPTED):
+        own = [f"{values[f'adaptation_{name}_{measure}']:.2f}" for measure in measures]
+        lines.append(f"| `{name}` | {' | '.join(own)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -209,7 +239,7 @@ def main(words: Sequence[str]) -> None:
     num = options.utterances
     config = DOMAIN if num is None else replace(DOMAIN, num_train=num, num_dev=num, num_test=num)
     write_corpus(config, config.num_dev, options.root)
-    heard = list(train(options.root, options.steps))
+    heard = train(options.root, options.steps)
     by_fit = {fit: evaluate(options.root, fit) for fit in FITS}
     found = [*heard, *figures(by_fit)]
     options.results.mkdir(parents=True, exist_ok=True)

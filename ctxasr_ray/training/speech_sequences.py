@@ -3,6 +3,7 @@
 Letters of shapes: B sequences, N tokens, V vocabulary.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -112,3 +113,21 @@ def nats(model: Any, batch: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor
     logits_BNV = model(input_ids=batch["input_ids"][:, :-1], use_cache=False).logits
     nats_BN = functional.cross_entropy(logits_BNV.float().transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
     return nats_BN, batch["weights"][:, 1:]
+
+
+def word_perplexity(model: Any, written: SpeechSequences, rows: Sequence[Tokens], texts: Sequence[str]) -> float:
+    """Perplexity per word of texts, ends of sequence included, whatever stands before them.
+
+    Args:
+        model: In evaluation mode, inside `torch.inference_mode`.
+        written: What wrote the rows.
+        rows: Sequences that end with a text.
+        texts: These texts.
+    """
+    total = 0.0
+    for start in range(0, len(rows), 32):
+        batch = written.collate(rows[start : start + 32])
+        nats_BN, weights_BN = nats(model, batch)
+        is_text_BN = (batch["input_ids"][:, 1:] < written.speech.speech) & (weights_BN > 0)
+        total += float(nats_BN[is_text_BN].sum())
+    return math.exp(total / sum(len(text.split()) + 1 for text in texts))

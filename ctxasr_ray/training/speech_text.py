@@ -1,7 +1,7 @@
 """A speech-text language model: a causal LM of text, its vocabulary extended by speech units, on a mix of both."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText, TableSpeech, TextFile
-from ctxasr_ray.training.speech_sequences import SpeechSequences, Tokens, nats, weight, weighted_nats
+from ctxasr_ray.training.speech_sequences import SpeechSequences, Tokens, weight, weighted_nats, word_perplexity
 
 if TYPE_CHECKING:
     import torch
@@ -187,16 +187,10 @@ class SpeechText:
         if self._hears:
             rows["heard"] = [self._written.heard_text(u, text) for u, text in zip(units, texts, strict=True)]
             rows["misheard"] = [self._written.heard_text(u, text) for u, text in zip(others, texts, strict=True)]
-        words = sum(len(text.split()) + 1 for text in texts)
-        return {f"dev_word_perplexity_{k}": math.exp(self._text_nats(own) / words) for k, own in rows.items()}
-
-    def _text_nats(self, rows: Sequence[Tokens]) -> float:
-        """Nats of pieces of text and ends of sequence, whatever stands before them."""
-        total = 0.0
-        for start in range(0, len(rows), 32):
-            nats_BN, weights_BN = nats(self.model, self._written.collate(rows[start : start + 32]))
-            total += float(nats_BN[weights_BN == 1].sum())
-        return total
+        return {
+            f"dev_word_perplexity_{k}": word_perplexity(self.model, self._written, own, texts)
+            for k, own in rows.items()
+        }
 
     def publish(self, directory: Path) -> None:
         """Writes the Hugging Face directory and the quantiser beside it."""
