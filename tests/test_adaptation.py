@@ -89,6 +89,13 @@ def test_units_get_likelier_and_what_is_written_rescores(corpus: Path, tmp_path:
     assert SpeechLmConfig(model=str(directory)).build().speech.num_units == shipped.num_units
 
 
+def test_a_corpus_without_dev_recordings_is_refused_with_the_remedy(corpus: Path, tmp_path: Path) -> None:
+    rows = [row for row in (corpus / "unread.jsonl").read_text().splitlines() if '"dev"' not in row]
+    (corpus / "train_alone.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r'no recording of split \'dev\'.*give some of its rows "split": "dev"'):
+        task(corpus / "train_alone.jsonl").build(tmp_path, 0)
+
+
 def test_an_encoder_of_another_quantiser_is_refused(corpus: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(task(corpus / "unread.jsonl"), encoder=asset("attention"))
     with pytest.raises(ValueError, match="units of one encoder mean nothing to another"):

@@ -1,5 +1,6 @@
 """Adaptation of a speech-text LM to the sound of a domain: it goes on with speech units, and reads no transcript."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Adaptation:
             num_processes: For the features.
 
         Raises:
-            ValueError: the LM knows no units, or its quantiser is that of another encoder.
+            ValueError: the LM knows no units, its quantiser is that of another encoder, or a split has no recordings.
         """
         import torch
         from transformers import AutoModelForCausalLM
@@ -76,26 +77,28 @@ class Adaptation:
         self.quantiser.check(checkpoint.fingerprint(config.encoder), config.encoder)
         encoder = SpeechEncoder(checkpoint.resolve(config.encoder), layer=self.quantiser.layer)
         parent = directory / "features" if config.features_directory is None else Path(config.features_directory)
-        heard, names, left_out = {}, [], {}
-        for name, recordings in (("train", config.train), ("dev", config.dev)):
-            spoken = features.compute(recordings, encoder.extractor, parent / name, num_processes=num_processes)
-            units = hear(spoken, encoder, self.quantiser, None, directory / f"{name}_units.npz").units
-            heard[name] = [self._written.units(own) for own in units]
-            if name == "train":
-                names, left_out = list(spoken.names), dict(spoken.left_out)
-        texts = [] if config.text is None else [self._written.text(said) for said in config.text.sentences()]
-        names += [f"sentence {number}" for number in range(len(texts))]
+        examples: dict[str, list[tuple[str, Tokens]]] = {}
+        left_out: dict[str, str] = {}
+        for part, recordings in (("train", config.train), ("dev", config.dev)):
+            spoken = features.compute(recordings, encoder.extractor, parent / part, num_processes=num_processes)
+            if not len(spoken):
+                raise ValueError(
+                    f"training: {recordings.path} has no recording of split '{recordings.split}' that can be used; "
+                    f'give some of its rows "split": "{recordings.split}".'
+                )
+            heard = hear(spoken, encoder, self.quantiser, None, directory / f"{part}_units.npz")
+            examples[part] = list(zip(spoken.names, map(self._written.units, heard.units), strict=True))
+            left_out |= spoken.left_out
+        texts = [] if config.text is None else config.text.sentences()
+        examples["train"] += [(f"sentence {number}", self._written.text(said)) for number, said in enumerate(texts)]
         limit = getattr(self.model.config, "max_position_embeddings", None) or math.inf
-        self._names: list[str] = []
-        self._sequences: list[Tokens] = []
-        for name, sequence in zip(names, [*heard["train"], *texts], strict=True):
+        for name, sequence in itertools.chain(*examples.values()):
             if len(sequence) > limit:
                 left_out[name] = f"it has {len(sequence)} tokens, the model takes {limit}"
-            else:
-                self._names.append(name)
-                self._sequences.append(sequence)
-        self._dev = [sequence for sequence in heard["dev"] if len(sequence) <= limit]
         self.left_out = left_out
+        kept = [example for example in examples["train"] if example[0] not in left_out]
+        self._names, self._sequences = [name for name, _ in kept], [sequence for _, sequence in kept]
+        self._dev = [sequence for name, sequence in examples["dev"] if name not in left_out]
         self.lengths = np.asarray([len(s) for s in self._sequences], np.int64)
 
     def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
