@@ -8,7 +8,6 @@ curves over list sizes and over noise are drawn into `results/`. With the file o
 again and runs nothing: `python benchmarks/study_keywords.py benchmarks/results/study_keywords.jsonl`.
 """
 
-import functools
 import json
 import os
 import random
@@ -19,23 +18,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 from figures import Figure, emit, pin_threads, read
 
 pin_threads(1)
 
 import matplotlib  # noqa: E402  (the threads are pinned first)
-import pyarrow.compute as pc  # noqa: E402
+from finished_runs import RESULTS, ROOT, Finished, figures_of  # noqa: E402
 
 from ctxasr_ray import pipeline  # noqa: E402
 from ctxasr_ray.corpora import synthetic  # noqa: E402
-from ctxasr_ray.corpora.names import KINDS  # noqa: E402
-from ctxasr_ray.corpora.sentences import lexicon  # noqa: E402
 from ctxasr_ray.corpora.synthetic import SyntheticConfig  # noqa: E402
-from ctxasr_ray.experiment import Experiment  # noqa: E402
 from ctxasr_ray.layout import Line, line  # noqa: E402
-from ctxasr_ray.metrics.keywords import KeywordCountsConfig, phrase_table  # noqa: E402
 from ctxasr_ray.opening import open_run  # noqa: E402
 from ctxasr_ray.recipes import studies  # noqa: E402
 from ctxasr_ray.report.curves import confident_by_setting  # noqa: E402
@@ -46,8 +41,6 @@ from ctxasr_ray.storage.store import Store  # noqa: E402
 
 REAL: Final = Path(os.environ.get("CTXASR_REAL", Path(__file__).parents[2] / "shared" / "real"))
 RARE: Final = REAL / "is21" / "words" / "all_rare_words.txt"
-ROOT: Final = Path("runs/studies")
-RESULTS: Final = Path(__file__).parent / "results"
 NOISE_DB: Final = (20.0, 10.0, 5.0, 0.0)
 NUM_DEV, NUM_TEST = 30, 60
 METRICS: Final = ("wer", "biased_wer", "unbiased_wer", "keyword_f1", "distractor_false_alarms", "keyword_leaks")
@@ -94,43 +87,6 @@ def noisy_manifest() -> Path:
             rows.append({**row, **named, "audio_filepath": audio})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
-
-
-class Finished:
-    """A run of a study: its tables, made where they are not committed yet, and its RESULTS of test."""
-
-    def __init__(self, name: str, experiment: Experiment, manifest: Path | None = None) -> None:
-        """Runs it in this process, so that receipts hold seconds of one core."""
-        self.experiment = replace(experiment, executor="inline")
-        self.store, self.shards = open_run(self.experiment, str(ROOT / name), manifest)
-        pipeline.run(self.experiment, self.store, self.shards, on_progress=_say)
-        results = pipeline.results(self.experiment, self.store, self.shards)
-        pipeline.report(self.experiment, self.store, self.shards, results, ROOT / name / "report", name)
-        self.line = line(self.experiment)
-        self.results = results
-        self.rows = [row for row in results.to_pylist() if row["split"] == "test"]
-
-    def value(self, system: str, metric: str, corpus: str | None = None) -> dict[str, Any] | None:
-        """The row of a metric; None where the system has none."""
-        for row in self.rows:
-            if (row["system"], row["metric"]) == (system, metric) and corpus in (None, row["corpus"]):
-                return row
-        return None
-
-    def f1_by_type(self, system: str) -> dict[str, float]:
-        """Keyword F1 on test of surnames (people), towns, products and drugs."""
-        config = KeywordCountsConfig(catalogue=self.experiment.catalogue)
-        steps = (self.line.corpus, self.line.transcripts[system], self.line.contexts.get(system))
-        tables = [self.store.gather(step, self.shards) for step in steps if step is not None]
-        test = pc.equal(tables[0].column("split"), "test")
-        counts: dict[str, list[int]] = {}
-        for row in phrase_table(config, *(table.filter(test) for table in tables)):
-            kind = kind_of(row["phrase"])
-            if kind:
-                mine = counts.setdefault(kind, [0, 0])
-                mine[0] += 2 * row["true_positives"]
-                mine[1] += 2 * row["true_positives"] + row["false_positives"] + row["false_negatives"]
-        return {kind: part / whole for kind, (part, whole) in sorted(counts.items()) if whole}
 
 
 def seconds(store: Store, shards: Sequence[Shard], laid: Line, system: str) -> dict[str, float]:
@@ -184,37 +140,6 @@ PARTS: Final[Mapping[str, str]] = {
 """Stage -> the part of a system's work that it is."""
 
 
-def _say(event: Any) -> None:
-    print(f"{event.done} of {event.total}: {event.report.step}", file=sys.stderr, flush=True)
-
-
-def kind_of(phrase: str) -> str | None:
-    """person, town, product or drug, by the rare word in a phrase; None for a real word."""
-    for word in phrase.split():
-        for kind in KINDS:
-            if word in _words(kind):
-                return "person" if kind in ("surname", "first") else kind
-    return None
-
-
-@functools.cache
-def _words(kind: str) -> frozenset[str]:
-    return frozenset(lexicon(SyntheticConfig().seed, "test").names[kind])
-
-
-def figures_of(
-    run: Finished, prefix: str, system: str, metrics: Sequence[str], corpus: str | None = None
-) -> Iterator[Figure]:
-    """The metrics that a system has, with intervals, as figures without a goal."""
-    for metric in metrics:
-        row = run.value(system, metric, corpus)
-        if row is not None and row["value"] is not None:
-            told = {name: round(row[name], 4) for name in ("ci_low", "ci_high") if row[name] is not None}
-            unit = "phrases" if metric in ("distractor_false_alarms", "keyword_leaks") else "fraction"
-            counters = {**told, "utterances": row["num_utterances"]}
-            yield Figure(name=f"{prefix}_{metric}", value=row["value"], unit=unit, counters=counters)
-
-
 def system_of(method: str, size: int) -> str:
     """The system whose time and errors stand for a method."""
     return f"{method}/list_{size}" + ("" if method == "keyword_boost" else "_rescored")
@@ -246,8 +171,8 @@ def shortlists() -> Iterator[Figure]:
         prefix = f"shortlists_{system.partition('/')[2]}"
         yield from figures_of(run, prefix, system, ("recall@1", *LOOKED_UP))
         yield from figures_of(run, prefix, f"{system}_rescored", METRICS)
-        for kind, f1 in run.f1_by_type(f"{system}_rescored").items():
-            yield Figure(name=f"{prefix}_keyword_f1_{kind}", value=f1, unit="fraction")
+        for kind, found in run.by_type(f"{system}_rescored").items():
+            yield Figure(name=f"{prefix}_keyword_f1_{kind}", value=found.f1, unit="fraction")
 
 
 def noise() -> Iterator[Figure]:

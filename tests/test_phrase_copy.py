@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_first_pass_attention import recordings, utterances  # noqa: F401  (fix
 from ctxasr_ray.first_pass.attention import AttentionConfig
 from ctxasr_ray.first_pass.phrase_copy import PhraseCopyConfig
 from ctxasr_ray.models.checkpoint import resolve
-from ctxasr_ray.models.copy_head import CopyHead, CopyHeadShape, load, save
+from ctxasr_ray.models.copy_head import LONGEST_TOKEN, NOT_HEARD, STRIDE, CopyHead, CopyHeadShape, load, save
 from ctxasr_ray.models.seq2seq import Seq2SeqModel
 from ctxasr_ray.nbest import read_nbest
 from ctxasr_ray.schema import CONTEXT, ContractError, conform
@@ -206,22 +207,50 @@ def test_settings_that_cannot_be_meant_are_refused_in_words(config: PhraseCopyCo
         load(tmp_path)
 
 
-def test_a_copy_head_is_read_as_it_was_written_and_a_phrase_is_scored_as_alone(tmp_path: Path) -> None:
+def small_head() -> CopyHead:
     torch.manual_seed(0)
-    head = CopyHead(CopyHeadShape(vocab_size=20, decoder_size=12, lm_size=8)).half().float().eval()
+    return CopyHead(CopyHeadShape(vocab_size=20, decoder_size=12, lm_size=8)).half().float().eval()
+
+
+LISTED = [np.array(p, np.int32) for p in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
+
+
+def asked(head: CopyHead, states: torch.Tensor, audio: torch.Tensor, phrases: list[Any], hidden: Any = None) -> Any:
+    listed, heard = head.phrases(phrases), head.hear(audio, hidden)
+    return head.recogniser_logits(states, heard, head.spot(heard, listed), listed)
+
+
+@torch.inference_mode()
+def test_a_copy_head_is_read_as_it_was_written_and_a_phrase_is_scored_as_alone(tmp_path: Path) -> None:
+    head = small_head()
     save(head, tmp_path)
     again = load(tmp_path)
-    phrases = [np.array(p, np.int32) for p in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
-    states, audio = torch.randn(1, 4, 12), torch.randn(1, 9, 12)
-    with torch.inference_mode():
-        logits = again.recogniser_logits(states, again.hear(audio), again.phrases(phrases))
-        alone = again.recogniser_logits(states, again.hear(audio), again.phrases(phrases[1:2]))
-        torch.testing.assert_close(logits, head.recogniser_logits(states, head.hear(audio), head.phrases(phrases)))
-        longer = torch.cat([audio, torch.randn(1, 3, 12)], dim=1)
-        hidden = torch.arange(12)[None] >= 9
-        padded = again.recogniser_logits(states, again.hear(longer), again.phrases(phrases), hidden)
-    torch.testing.assert_close(logits[..., [1, 3]], alone)
+    states, audio = torch.randn(1, 4, 12), torch.randn(1, 18, 12)
+    logits = asked(again, states, audio, LISTED)
+    torch.testing.assert_close(logits, asked(head, states, audio, LISTED))
+    torch.testing.assert_close(logits[..., [1, 3]], asked(again, states, audio, LISTED[1:2]))
+    longer = torch.cat([audio, torch.randn(1, 9, 12)], dim=1)
+    padded = asked(again, states, longer, LISTED, torch.arange(27)[None] >= 18)
     torch.testing.assert_close(logits, padded)
+
+
+@torch.inference_mode()
+def test_a_phrase_is_spotted_where_its_tokens_follow_each_other_best() -> None:
+    head = small_head()
+    heard, listed = head.hear(torch.randn(1, 10 * STRIDE, 12)), head.phrases(LISTED)
+    spotted_NF = head.spot(heard, listed)[0]
+    for phrase, keys, spotted_F in zip(LISTED, listed.keys, spotted_NF, strict=True):
+        own = keys[: len(phrase)] @ heard.frames[0].T - head.bias
+        own += head.ctc_scale * (heard.ctc[0, phrase] + head.ctc_gain[phrase, None])
+        for start in range(10 - len(phrase) + 1):
+            ways = [
+                frames
+                for frames in combinations(range(start, 10), len(phrase))
+                if frames[0] == start and max(np.diff(frames), default=1) <= LONGEST_TOKEN
+            ]
+            best = max(sum(float(own[n, frame]) for n, frame in enumerate(frames)) for frames in ways)
+            assert float(spotted_F[start]) == pytest.approx(best, abs=1e-4)
+        assert all(value < NOT_HEARD / 2 for value in spotted_F[10 - len(phrase) + 1 :])
 
 
 def test_the_longest_phrase_that_starts_here_is_the_label() -> None:

@@ -48,7 +48,7 @@ class PhraseCopyConfig(CatalogueOptions):
     """Filter: phrases are copied only where one has more than this probability. 1 never copies; with an `lm_prompt` in
     the search that is the token grain whose LM is told the phrases."""
     temperature: float = 1.0
-    """Of the training-free head, in nats."""
+    """What the head's scores are divided by, in nats; that of a trained head is its training's `dev_temperature`."""
     reward: float = 3.5
     """Of the training-free head: nats that each token of a phrase earns. With the filter at 0.9 the setting that keeps
     U-WER, of six tried on 30 utterances of the synthetic dev part under joint CTC-attention search (no copying: B-WER
@@ -183,9 +183,10 @@ class PhraseCopyFirstPass(AttentionFirstPass):
     def _head_on(self, phrases: "Sequence[Sequence[Phrase]]", heard: Sequence[Encoded], prompt: Int32) -> "PhraseHead":
         from ctxasr_ray.search.phrase_heads import ForcedPhrases, TrainedPhrases
 
-        if self._head is not None:
-            return TrainedPhrases(self._head, [one.states[0, : one.num_frames] for one in heard], phrases)
         config = self._copy
+        if self._head is not None:
+            states = [one.states[0, : one.num_frames] for one in heard]
+            return TrainedPhrases(self._head, states, phrases, config.temperature)
         return ForcedPhrases(
             model=self._model,
             prompt=prompt,

@@ -1,16 +1,22 @@
 """Which phrase of a list starts here: a pointer over phrases and "none", from a model's state before the next token.
 
-Two heads share one encoder of phrases. The recogniser's asks with its decoder's state, which then looks ahead in the
-encoder's states, since a name is longer than what one state of the decoder has heard; the language model's asks with
-its hidden state alone, and knows what kind of name may stand here, not which.
+Two heads share one encoder of phrases. The recogniser's adds two answers. What its decoder expects is a dot product of
+its state and the whole phrase. What is heard is spotted once per utterance, whatever the decoder says: every token of a
+phrase has a key, every key meets every frame, beside what the recogniser's own CTC head makes of token and frame, and a
+phrase is as likely to start at a frame as its tokens, one after the other, are to be heard from there on; the decoder's
+state then only says at which frame its next word starts. So a new name is found by its tokens, each of which was learnt
+in many other names, and not by a vector of the whole. The
+language model's head asks with its hidden state alone, and knows what kind of name may stand here, not which.
 
 Reference:
     Zhou and Li 2025, arXiv:2507.12252, the phrase grain, and the authors' earlier CopyNE, arXiv:2305.12839: keywords
-    behind a recurrent encoder, a dot product over the root of its width, a softmax over phrases and "none". Two heads
-    that are fused like tokens is our reading of the paper (known to us from prose); looking ahead is ours.
+    behind a recurrent encoder, encoded once, a dot product over the root of its width, a softmax over phrases and
+    "none". Two heads that are fused like tokens is our reading of the paper (known to us from prose). Spotting is ours:
+    a late interaction of tokens and frames (as ColBERT, Khattab and Zaharia 2020, arXiv:2004.12832, has of words) under
+    the order that Viterbi's recursion keeps.
 
-Letters: B rows, L positions, T encoder positions, D width of states, E of the encoder, N phrases, M tokens of the
-longest, A width of queries and keys, V vocabulary, H heads.
+Letters: B rows, L positions, T encoder positions, F frames (a `STRIDE`-th of T), D width of states, W of a whole
+phrase, N phrases, M tokens of the longest, A width of keys, P of places, V vocabulary.
 """
 
 import hashlib
@@ -23,13 +29,20 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ctxasr_ray.token_tree import Int32
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 NOT_HEARD: Final = -1e9
-"""Added to what a query looks at, behind the end of an utterance."""
+"""Evidence behind the end of an utterance."""
+STRIDE: Final = 4
+"""Encoder positions of one frame: 80 ms."""
+LEAST_CTC: Final = -12.0
+"""Log-prob that a token of the CTC head has at least: where it is all but sure of something else it may be wrong."""
+LONGEST_TOKEN: Final = 6
+"""Frames after a token, at most, in which the next one is heard; in the next frame at the earliest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,113 +56,167 @@ class CopyHeadShape:
     lm_size: int
     """Width of the language model's hidden states."""
     embedding_size: int = 96
-    phrase_size: int = 128
+    phrase_size: int = 64
     """Of each direction of the recurrent encoder."""
-    key_size: int = 256
-    num_blocks: int = 2
-    """Looks at the audio, one after the other."""
-    num_heads: int = 4
+    frame_size: int = 160
+    key_size: int = 128
+    place_size: int = 64
+    dropout: float = 0.1
+    """Of encoder states, while the head learns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrases:
+    """A list of phrases, encoded; each as it would be alone.
+
+    Args:
+        tokens: (N, M) int64, padded.
+        keys: (N, M, A) of length 1, of these tokens.
+        lengths: (N,) int64 tokens, on the CPU.
+        whole: (N, W).
+    """
+
+    tokens: Tensor
+    keys: Tensor
+    lengths: Tensor
+    whole: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What is heard of utterances.
+
+    Args:
+        frames: (B, F, A) what keys meet.
+        ctc: (B, V, F) best log-prob of each token in a frame, by the recogniser's CTC head.
+        places: (B, F, P) what the decoder finds its place by.
+        hidden: (B, F) 0, and `NOT_HEARD` where there is nothing.
+    """
+
+    frames: Tensor
+    ctc: Tensor
+    places: Tensor
+    hidden: Tensor
 
 
 class CopyHead(nn.Module):
     """Log-probs of phrases and "none", which stands last.
 
     Args:
-        shape: Sizes.
+        shape: Sizes. `ctc` is to get the weights of the recogniser's CTC head, which stay as they are.
     """
 
     def __init__(self, shape: CopyHeadShape) -> None:
         super().__init__()
         self.shape = shape
+        size, whole, key_size = shape.decoder_size, 2 * shape.phrase_size, shape.key_size
         self.embed = nn.Embedding(shape.vocab_size, shape.embedding_size)
         self.recurrent = nn.GRU(shape.embedding_size, shape.phrase_size, batch_first=True, bidirectional=True)
-        size, width = shape.decoder_size, 2 * shape.phrase_size
-        self.blocks = nn.ModuleList(_Look(size, shape.num_heads) for _ in range(shape.num_blocks))
-        self.query = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, shape.key_size))
-        self.key = nn.Linear(width, shape.key_size)
-        self.none = nn.Parameter(torch.zeros(shape.key_size))
-        self.lm_query = nn.Sequential(
-            nn.LayerNorm(shape.lm_size), nn.Linear(shape.lm_size, width), nn.GELU(), nn.Linear(width, shape.key_size)
+        self.token_key, self.key = nn.Linear(whole, key_size), nn.Linear(whole, key_size)
+        self.norm, self.dropout = nn.LayerNorm(size), nn.Dropout(shape.dropout)
+        self.nearby = nn.Conv1d(size, shape.frame_size, 2 * STRIDE + 1, stride=STRIDE, padding=STRIDE)
+        self.around = nn.Conv1d(shape.frame_size, shape.frame_size, 3, padding=1)
+        self.frame, self.place = nn.Linear(shape.frame_size, key_size), nn.Linear(shape.frame_size, shape.place_size)
+        self.log_scale, self.bias = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.zeros(()))
+        self.ctc = nn.Linear(size, shape.vocab_size).requires_grad_(False)
+        self.ctc_scale, self.ctc_gain = (
+            nn.Parameter(torch.tensor(0.5)),
+            nn.Parameter(torch.full((shape.vocab_size,), 3.0)),
         )
-        self.lm_key = nn.Linear(width, shape.key_size)
-        self.lm_none = nn.Parameter(torch.zeros(shape.key_size))
+        self.state = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2 * size), nn.GELU())
+        self.query, self.none = nn.Linear(2 * size, key_size), nn.Linear(2 * size, 1)
+        self.where = nn.Linear(2 * size, shape.place_size)
+        self.lm_query = nn.Sequential(
+            nn.LayerNorm(shape.lm_size), nn.Linear(shape.lm_size, whole), nn.GELU(), nn.Linear(whole, key_size)
+        )
+        self.lm_key = nn.Linear(whole, key_size)
+        self.lm_none = nn.Parameter(torch.zeros(key_size))
 
-    def phrases(self, phrases: Sequence[Int32]) -> Tensor:
-        """(N, 2 * phrase_size) vectors of token sequences, none of them empty; each as it would be alone."""
+    def phrases(self, phrases: Sequence[Int32]) -> Phrases:
+        """Encodes token sequences: at least one, none of them empty."""
         lengths = torch.tensor([len(phrase) for phrase in phrases])
         tokens_NM = torch.zeros((len(phrases), int(lengths.max())), dtype=torch.int64)
         for row, phrase in enumerate(phrases):
             tokens_NM[row, : len(phrase)] = torch.from_numpy(np.asarray(phrase, np.int64))
-        device = self.none.device
+        tokens_NM = tokens_NM.to(self.lm_none.device)
         packed = nn.utils.rnn.pack_padded_sequence(
-            self.embed(tokens_NM.to(device)), lengths, batch_first=True, enforce_sorted=False
+            self.embed(tokens_NM), lengths, batch_first=True, enforce_sorted=False
         )
-        _, last_2NH = self.recurrent(packed)
-        return torch.cat([last_2NH[0], last_2NH[1]], dim=-1)
+        each, last_2NH = self.recurrent(packed)
+        each_NMW, _ = nn.utils.rnn.pad_packed_sequence(each, batch_first=True)
+        keys_NMA = functional.normalize(self.token_key(each_NMW), dim=-1)
+        return Phrases(tokens_NM, keys_NMA, lengths, torch.cat([last_2NH[0], last_2NH[1]], dim=-1))
 
-    def hear(self, audio_BTE: Tensor) -> list[Tensor]:
-        """What the recogniser's queries look at, once per utterance.
+    def hear(self, audio_BTD: Tensor, hidden_BT: Tensor | None = None) -> Heard:
+        """Makes frames of encoder states, once per utterance; each utterance as it would be alone.
 
         Args:
-            audio_BTE: Encoder states.
+            audio_BTD: Encoder states.
+            hidden_BT: True where nothing is heard (padding); None hears everything.
         """
-        return [block.hear(audio_BTE) for block in self.blocks]  # type: ignore[operator]  # a Module in torch's eyes
+        shown_BT = torch.ones_like(audio_BTD[..., 0])
+        if hidden_BT is not None:
+            shown_BT = shown_BT.masked_fill(hidden_BT, 0.0)
+        shown_BF = shown_BT[:, ::STRIDE]
+        states_BDT = (self.dropout(self.norm(audio_BTD)) * shown_BT[..., None]).transpose(1, 2)
+        found_BCF = functional.gelu(self.nearby(states_BDT)) * shown_BF[:, None]
+        found_BFC = (found_BCF + functional.gelu(self.around(found_BCF))).transpose(1, 2)
+        frames_BFA = functional.normalize(self.frame(found_BFC), dim=-1) * self.log_scale.exp()
+        with torch.no_grad():
+            ctc_BTV = self.ctc(audio_BTD).log_softmax(-1).clamp(min=LEAST_CTC)
+            ctc_BTV = ctc_BTV.masked_fill(shown_BT[..., None] == 0, LEAST_CTC)
+            ctc_BVF = functional.max_pool1d(ctc_BTV.transpose(1, 2), STRIDE, ceil_mode=True)
+        return Heard(frames_BFA, ctc_BVF, self.place(found_BFC), (1 - shown_BF) * NOT_HEARD)
 
-    def recogniser_logits(
-        self, states_BLD: Tensor, heard: Sequence[Tensor], phrases_NW: Tensor, hidden_BT: Tensor | None = None
-    ) -> Tensor:
+    def spot(self, heard: Heard, phrases: Phrases) -> Tensor:
+        """(B, N, F) evidence that each phrase starts at each frame: the best sum over its tokens, in nats.
+
+        Args:
+            heard: From `hear`.
+            phrases: From `phrases`.
+        """
+        order = torch.argsort(phrases.lengths, descending=True, stable=True)
+        lengths = phrases.lengths[order]
+        frames_BAF = heard.frames.transpose(1, 2)
+        best_BNF = None
+        for behind in range(int(lengths[0])):  # the last tokens of all phrases, those before them, and so on
+            longer = int((lengths > behind).sum())
+            at = order[:longer], lengths[:longer] - 1 - behind
+            tokens_n, keys_nA = phrases.tokens[at], phrases.keys[at]
+            own_BnF = keys_nA @ frames_BAF - self.bias + heard.hidden[:, None]
+            own_BnF = own_BnF + self.ctc_scale * (heard.ctc[:, tokens_n] + self.ctc_gain[tokens_n, None])
+            if best_BNF is None:
+                best_BNF = own_BnF
+                continue
+            after = functional.pad(best_BNF[:, :longer, 1:], (0, LONGEST_TOKEN), value=NOT_HEARD)
+            own_BnF = own_BnF + functional.max_pool1d(after, LONGEST_TOKEN, stride=1)
+            best_BNF = torch.cat([own_BnF, best_BNF[:, longer:]], dim=1)
+        assert best_BNF is not None, "a list has a phrase, and a phrase a token"
+        return best_BNF[:, torch.argsort(order)]
+
+    def recogniser_logits(self, states_BLD: Tensor, heard: Heard, spotted_BNF: Tensor, phrases: Phrases) -> Tensor:
         """(B, L, N + 1) logits of the recogniser's head.
 
         Args:
             states_BLD: Decoder states before each token.
-            heard: From `hear`, of B utterances, or of one that all rows listen to.
-            phrases_NW: From `phrases`; no phrase at all leaves "none".
-            hidden_BT: True where nothing is heard (padding); None hears everything.
+            heard: From `hear`.
+            spotted_BNF: From `spot`.
+            phrases: From `phrases`.
         """
-        for block, own in zip(self.blocks, heard, strict=True):
-            states_BLD = block(states_BLD, own, hidden_BT)
-        return self._logits(self.query(states_BLD), self.key(phrases_NW), self.none)
+        asked = self.state(states_BLD)
+        near_BLF = self.where(asked) @ heard.places.transpose(1, 2) / self.shape.place_size**0.5
+        where_BLF = (near_BLF + heard.hidden[:, None]).softmax(-1)
+        top_BN = spotted_BNF.amax(-1).detach()  # taken out of the sum over frames, which then never overflows
+        likely_BNF = (spotted_BNF - top_BN[..., None]).exp()
+        heard_BLN = (where_BLF @ likely_BNF.transpose(1, 2) + 1e-9).log() + top_BN[:, None]
+        expected_BLN = self.query(asked) @ self.key(phrases.whole).T / self.shape.key_size**0.5
+        return torch.cat([heard_BLN + expected_BLN, self.none(asked)], dim=-1)
 
-    def lm_logits(self, states_BLD: Tensor, phrases_NW: Tensor) -> Tensor:
+    def lm_logits(self, states_BLD: Tensor, phrases: Phrases) -> Tensor:
         """(B, L, N + 1) logits of the language model's head, from its hidden states before each token."""
-        return self._logits(self.lm_query(states_BLD), self.lm_key(phrases_NW), self.lm_none)
-
-    def _logits(self, queries_BLA: Tensor, keys_NA: Tensor, none_A: Tensor) -> Tensor:
-        keys = torch.cat([keys_NA, none_A[None]])
-        logits: Tensor = queries_BLA @ keys.T / self.shape.key_size**0.5
+        keys_NA = torch.cat([self.lm_key(phrases.whole), self.lm_none[None]])
+        logits: Tensor = self.lm_query(states_BLD) @ keys_NA.T / self.shape.key_size**0.5
         return logits
-
-
-class _Look(nn.Module):
-    """One more look at the audio: attention and a feed-forward layer, both residual."""
-
-    def __init__(self, size: int, num_heads: int) -> None:
-        super().__init__()
-        self._num_heads = num_heads
-        self.norm, self.norm_inner = nn.LayerNorm(size), nn.LayerNorm(size)
-        self.query, self.seen, self.out = nn.Linear(size, size), nn.Linear(size, 2 * size), nn.Linear(size, size)
-        self.inner = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
-
-    def hear(self, audio_BTE: Tensor) -> Tensor:
-        """(2, B, H, T, D / H) keys and values."""
-        batch, time, _ = audio_BTE.shape
-        split = self.seen(audio_BTE).view(batch, time, 2, self._num_heads, -1)
-        seen: Tensor = split.permute(2, 0, 3, 1, 4)
-        return seen
-
-    def forward(self, states_BLD: Tensor, seen: Tensor, hidden_BT: Tensor | None) -> Tensor:
-        batch, length, size = states_BLD.shape
-        keys, values = seen[0], seen[1]
-        queries = self.query(self.norm(states_BLD)).view(batch, length, self._num_heads, -1).transpose(1, 2)
-        mask = None
-        if hidden_BT is not None:
-            mask = torch.zeros_like(hidden_BT, dtype=queries.dtype).masked_fill(hidden_BT, NOT_HEARD)[:, None, None]
-        found = nn.functional.scaled_dot_product_attention(
-            queries, keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), attn_mask=mask
-        )
-        states_BLD = states_BLD + self.out(found.transpose(1, 2).reshape(batch, length, size))
-        added: Tensor = states_BLD + self.inner(self.norm_inner(states_BLD))
-        return added
 
 
 def save(head: CopyHead, directory: Path) -> None:

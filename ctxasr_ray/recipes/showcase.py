@@ -133,7 +133,12 @@ def _with_names(
             for name, search in searches.items()
         },
         f"phrase_copy/list_{size}_trained": Branch(
-            nbest=PhraseCopyConfig(search=searches["phrase_copy"], head="trained", copy_head=asset("copy_head")),
+            nbest=PhraseCopyConfig(
+                search=searches["phrase_copy"],
+                head="trained",
+                copy_head=asset("copy_head"),
+                temperature=0.5,  # its training's dev_temperature
+            ),
             of=("first_pass",),
             context=context,
             shortlist=heard,

@@ -12,10 +12,12 @@ from ctxasr_ray.corpora.synthetic import SyntheticConfig
 from ctxasr_ray.experiment import Branch, Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.first_pass.ctc_keywords import CtcKeywordsConfig
+from ctxasr_ray.first_pass.phrase_copy import PhraseCopyConfig
 from ctxasr_ray.fusion.weights import WeightsConfig
 from ctxasr_ray.keywords.context import ContextConfig
 from ctxasr_ray.metrics.word_classes import WordLists
 from ctxasr_ray.models.recogniser import CtcOptions
+from ctxasr_ray.recipes.showcase import showcase
 from ctxasr_ray.scorers.causal_lm import CausalLmConfig
 from ctxasr_ray.scorers.ctc import CtcScorerConfig
 
@@ -25,6 +27,7 @@ PHRASES: Final = "runs/corpora/phrases_50k.txt"
 """Names of the synthetic corpus and real rare words; `benchmarks/study_keywords.py` writes it."""
 ABLATED_SIZE: Final = 10_000
 """Distractors of the lists whose shortlists are compared."""
+HEAD_WITHOUT_DRUGS: Final = "runs/train/copy_head_without_drugs/model"
 _UNION: Final = ("exact", "phonetic", "plausible")
 _CTC: Final = CtcConfig(model=asset("ctc"), beam_size=100, num_hypotheses=50)
 _PLAUSIBLE: Final = PlausibleConfig(recogniser=CtcOptions(model=asset("ctc")))
@@ -85,6 +88,24 @@ def study_shortlists() -> Experiment:
     }
     oracle = _candidates("keyword_candidates/true_list", None, _lists(0))
     return replace(study_list_sizes(), branches={**branches, "keyword_candidates/true_list": oracle})
+
+
+def study_copy_kinds() -> Experiment:
+    """Copy heads that know all kinds of names, or all but drugs, beside the head that needs no training.
+
+    The second one is what `ctxasr train copy_head --task.without-kinds drug` writes, in the directory of
+    `HEAD_WITHOUT_DRUGS`.
+    """
+    whole = showcase()
+    trained = whole.branches["phrase_copy/list_100_trained"]
+    assert isinstance(trained.nbest, PhraseCopyConfig)
+    unknowing = replace(trained.nbest, copy_head=HEAD_WITHOUT_DRUGS)
+    branches = {
+        **{name: whole.branches[name] for name in ("first_pass/joint", "phrase_copy/list_100")},
+        "phrase_copy/list_100_trained": trained,
+        "phrase_copy/list_100_trained_without_drugs": replace(trained, nbest=unknowing),
+    }
+    return replace(whole, scorers=(), rescorings={}, branches=branches)
 
 
 def study_noise() -> Experiment:

@@ -246,18 +246,14 @@ def train_speech_llm() -> TrainingConfig:
 
 def train_copy_head() -> TrainingConfig:
     """Trains the copy head beside the shipped attention recogniser and LM, on names that neither has seen."""
+    speech = SyntheticSpeech(num_utterances=9000, corpus=SyntheticConfig(seed=100), num_seeds=18)
     return TrainingConfig(
         name="copy_head",
         seed=17,
-        task=CopyTask(
-            train=SyntheticSpeech(num_utterances=8000, corpus=SyntheticConfig(seed=8)),
-            dev=SyntheticSpeech(num_utterances=150, split="dev"),
-            recogniser=ATTENTION,
-            lm=LM,
-        ),
-        num_steps=12_000,
-        batch_size=32 * 250,
-        optimiser=Optimiser(learning_rate=1e-3, warm_up_steps=200, weight_decay=0.01),
+        task=CopyTask(train=speech, dev=SyntheticSpeech(num_utterances=150, split="dev"), recogniser=ATTENTION, lm=LM),
+        num_steps=4000,
+        batch_size=16 * 280,
+        optimiser=Optimiser(learning_rate=2e-3, warm_up_steps=100, weight_decay=0.01),
         num_threads=1,
     )
 

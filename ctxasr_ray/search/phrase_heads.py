@@ -96,25 +96,35 @@ class TrainedPhrases:
         head: Loaded.
         states: (T, D) of each utterance's encoder, without padding.
         phrases: Per utterance.
+        temperature: What the head's logits are divided by.
     """
 
-    def __init__(self, head: "CopyHead", states: "Sequence[torch.Tensor]", phrases: Sequence[Sequence[Phrase]]) -> None:
+    def __init__(
+        self,
+        head: "CopyHead",
+        states: "Sequence[torch.Tensor]",
+        phrases: Sequence[Sequence[Phrase]],
+        temperature: float,
+    ) -> None:
         import torch
 
-        self._head = head
+        self._head, self._temperature = head, temperature
+        self._spotted = []
         with torch.inference_mode():
-            self._heard = [head.hear(one[None].float()) for one in states]
-            self._phrases = [head.phrases([np.array(p, np.int32) for p in own]) if own else None for own in phrases]
+            for one, own in zip(states, phrases, strict=True):
+                heard = head.hear(one[None].float())
+                listed = head.phrases([np.array(phrase, np.int32) for phrase in own]) if own else None
+                self._spotted.append(None if listed is None else (heard, head.spot(heard, listed), listed))
 
     def log_probs(self, now: RowsNow) -> Float:
         """As `phrase_copy.PhraseHead.log_probs`."""
         import torch
 
-        phrases_NW = self._phrases[now.utterance]
-        assert phrases_NW is not None, "an utterance without phrases is not asked about"
+        spotted = self._spotted[now.utterance]
+        assert spotted is not None, "an utterance without phrases is not asked about"
         with torch.inference_mode():
-            logits = self._head.recogniser_logits(now.states[None].float(), self._heard[now.utterance], phrases_NW)
-            found: Float = logits[0].double().log_softmax(-1).cpu().numpy()
+            logits = self._head.recogniser_logits(now.states[None].float(), *spotted)
+            found: Float = (logits[0].double() / self._temperature).log_softmax(-1).cpu().numpy()
         return found
 
 

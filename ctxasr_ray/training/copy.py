@@ -1,14 +1,14 @@
 """A copy head beside a frozen recogniser and a frozen language model: which listed phrase starts before each token.
 
-The two models read each reference once; what they make of it is kept. Half of the time they read it with some wrong
-tokens, as in a search. Each batch has one list of phrases: those spoken in it (some left out, so that an unlisted name
-is heard too), others of equal sound and others by chance.
+The two models read each reference once; what they make of it is kept (`copy_states`). Half of the time they read it
+with some wrong tokens, as in a search. Each batch has one list of phrases: those spoken in it (some left out, so that
+an unlisted name is heard too), others of equal sound and others by chance. A head that meets the names of one lexicon
+again and again learns the utterances by heart: the speech has the names, voices and noises of many seeds.
 
 Reference:
     CopyNE, arXiv:2305.12839: loss on the keyword that starts here, else "none". The distractors are ours.
 
-Letters: B utterances, L positions (tokens and the end), T encoder positions, D and G widths of the two models' states,
-N phrases.
+Letters: L positions (tokens and the end), N phrases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,19 @@ import numpy.typing as npt
 
 from ctxasr_ray.corpora.names import KINDS
 from ctxasr_ray.corpora.sentences import lexicon
-from ctxasr_ray.models import checkpoint
 from ctxasr_ray.stage import runtime_field
-from ctxasr_ray.token_tree import Int32
+from ctxasr_ray.training.copy_states import Read, Readers
 from ctxasr_ray.training.listed_phrases import alike, starts
 from ctxasr_ray.training.sources import SyntheticSpeech
 
 if TYPE_CHECKING:
     import torch
 
-    from ctxasr_ray.training.features import Features
-
 CONFIDENT: Final = 0.9
 """Probability from which dev figures count a phrase as copied; the filter of the method."""
+TEMPERATURES: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MAX_WRONG: Final = 0.01
+"""Wrong copies per spoken phrase that a temperature may make on dev."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class CopyTask:
     """Cross entropy of the phrase that starts before each token, over the batch's list and "none", for both heads."""
 
     train: SyntheticSpeech
-    """Speech whose names the recogniser has not learnt by heart: another seed than its own training's."""
+    """Speech whose names neither model has learnt by heart: other seeds than those of their trainings."""
     dev: SyntheticSpeech
     recogniser: str
     """Hugging Face directory of the attention recogniser; frozen."""
@@ -69,24 +69,6 @@ class CopyTask:
         return CopyTraining(self, directory, num_processes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What the models made of one utterance, and what is spoken in it.
-
-    Args:
-        audio: (T, D) encoder states.
-        states: Per reading of the text, right and wrong, its (L, D) decoder and (L, G) LM states.
-        tokens: (L - 1,) of the reference.
-        spoken: Phrases as token tuples.
-    """
-
-    name: str
-    audio: npt.NDArray[np.float16]
-    states: Sequence[tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]]
-    tokens: Int32
-    spoken: tuple[tuple[int, ...], ...]
-
-
 class CopyTraining:
     """The built task."""
 
@@ -104,12 +86,14 @@ class CopyTraining:
 
         self._config = config
         parent = directory / "states" if config.states_directory is None else Path(config.states_directory)
-        readers = _Readers(config)
-        held_out = _held_out(config)
-        left_out: dict[str, str] = {}
-        self._train = readers.read(config.train, parent / "train", num_processes, held_out, left_out)
-        self._dev = readers.read(config.dev, parent / "dev", num_processes, frozenset(), {})
-        self.left_out = left_out
+        readers = Readers(config.recogniser, config.lm, config.wrong_tokens)
+        held_out = [word for split in ("dev", "test") for word in lexicon(config.dev.corpus.seed, split).words]
+        read, left_out = readers.read(config.train, parent / "train", num_processes, frozenset(held_out))
+        unknown = _of_kinds(config) if config.without_kinds else frozenset[str]()
+        self._train = [one for one in read if unknown.isdisjoint(one.text.split())]
+        of_kinds = [one.name for one in read if not unknown.isdisjoint(one.text.split())]
+        self.left_out = left_out | dict.fromkeys(of_kinds, "a name of a kind that is left out is spoken in it")
+        self._dev, _ = readers.read(config.dev, parent / "dev", num_processes)
         self.lengths = np.asarray([len(one.audio) for one in self._train], np.int64)
         self._pool = sorted({phrase for one in self._train for phrase in one.spoken})
         self._alike = alike([readers.spell(phrase) for phrase in self._pool])
@@ -117,6 +101,7 @@ class CopyTraining:
         self.model: Any = CopyHead(
             CopyHeadShape(vocab_size=readers.vocab_size, decoder_size=readers.decoder_size, lm_size=readers.lm_size)
         )
+        self.model.ctc.load_state_dict(readers.ctc_head.state_dict())
 
     def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
         """Gives utterance ids."""
@@ -128,7 +113,7 @@ class CopyTraining:
         phrases = self._listed(read, rng)
         return _collated(read, phrases, [int(rng.random() < 0.5) for _ in read])
 
-    def _listed(self, read: Sequence[_Read], rng: np.random.Generator) -> list[tuple[int, ...]]:
+    def _listed(self, read: Sequence[Read], rng: np.random.Generator) -> list[tuple[int, ...]]:
         spoken = sorted({phrase for one in read for phrase in one.spoken})
         unlisted = {phrase for phrase in spoken if rng.random() < self._config.unlisted}
         listed = dict.fromkeys(phrase for phrase in spoken if phrase not in unlisted)
@@ -160,33 +145,38 @@ class CopyTraining:
         head = self.model
         lengths = batch["phrase_lengths"].tolist()
         tokens = batch["phrases"].cpu().numpy()
-        phrases_NW = head.phrases([row[:length] for row, length in zip(tokens, lengths, strict=True)])
-        heard = head.hear(batch["audio"])
-        logits = head.recogniser_logits(batch["decoder_states"], heard, phrases_NW, batch["hidden"])
-        return logits, head.lm_logits(batch["lm_states"], phrases_NW)
+        phrases = head.phrases([row[:length] for row, length in zip(tokens, lengths, strict=True)])
+        heard = head.hear(batch["audio"], batch["hidden"])
+        logits = head.recogniser_logits(batch["decoder_states"], heard, head.spot(heard, phrases), phrases)
+        return logits, head.lm_logits(batch["lm_states"], phrases)
 
     def evaluate(self) -> dict[str, float]:
         """Measures on dev, the list being all phrases of dev: how many are copied where they start, and wrong copies.
 
-        `dev_copied` and `dev_lm_best` are shares of the spoken phrases (the LM's: that its best phrase is right);
-        `dev_wrong_copies` is per spoken phrase.
+        `dev_temperature` is what the logits of the recogniser's head are to be divided by: the one of `TEMPERATURES`
+        that copies most phrases with `MAX_WRONG` wrong copies at most; `dev_copied` and `dev_wrong_copies` are as it
+        makes them, `dev_lm_best` counts where the LM's best phrase is right; all are shares of the spoken phrases.
         """
+        import torch
+
         phrases = sorted({phrase for one in self._dev for phrase in one.spoken})
-        spoken = right = wrong = lm_right = 0
+        device = next(self.model.parameters()).device
+        found = []
         for start in range(0, len(self._dev), 16):
             batch = _collated(self._dev[start : start + 16], phrases, [0] * len(self._dev[start : start + 16]))
-            device = next(self.model.parameters()).device
-            logits, lm_logits = self._logits({name: tensor.to(device) for name, tensor in batch.items()})
-            labels = batch["labels"].numpy()
-            best = logits.softmax(-1).max(-1)
-            probs, copied = best.values.cpu().numpy(), best.indices.cpu().numpy()
-            starts = (labels >= 0) & (labels < len(phrases))
-            taken = (labels >= 0) & (copied < len(phrases)) & (probs > CONFIDENT)
-            spoken += int(starts.sum())
-            right += int((taken & (copied == labels)).sum())
-            wrong += int((taken & (copied != labels)).sum())
-            lm_right += int((starts & (lm_logits[..., :-1].argmax(-1).cpu().numpy() == labels)).sum())
-        return {"dev_copied": right / spoken, "dev_wrong_copies": wrong / spoken, "dev_lm_best": lm_right / spoken}
+            labels = batch["labels"].flatten()
+            both = self._logits({name: tensor.to(device) for name, tensor in batch.items()})
+            found.append((*(own.flatten(0, 1)[labels >= 0].cpu() for own in both), labels[labels >= 0]))
+        logits, lm_logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        starts = labels < len(phrases)
+        copies = {t: _copies(logits / t, labels) for t in TEMPERATURES}
+        most = max(TEMPERATURES, key=lambda t: (copies[t][1] <= MAX_WRONG * int(starts.sum()), copies[t][0], t))
+        return {
+            "dev_copied": copies[most][0] / int(starts.sum()),
+            "dev_wrong_copies": copies[most][1] / int(starts.sum()),
+            "dev_lm_best": float((lm_logits[starts, :-1].argmax(-1) == labels[starts]).float().mean()),
+            "dev_temperature": most,
+        }
 
     def publish(self, directory: Path) -> None:
         """Writes the copy head."""
@@ -195,99 +185,25 @@ class CopyTraining:
         save(self.model, directory)
 
 
-class _Readers:
-    """Both frozen models, reading references."""
-
-    def __init__(self, config: CopyTask) -> None:
-        from transformers import AutoModelForCausalLM
-
-        from ctxasr_ray.models import attention
-
-        self._config = config
-        self._recogniser = attention.load(checkpoint.resolve(config.recogniser))
-        self._lm = checkpoint.load_model(AutoModelForCausalLM, checkpoint.resolve(config.lm))
-        self._tokenizer = self._recogniser.tokenizer
-        self.vocab_size, self.lm_size = len(self._tokenizer), int(self._lm.config.hidden_size)
-        self.decoder_size = int(self._recogniser.model.config.hidden_size)
-        lm_tokenizer = checkpoint.load_tokenizer(checkpoint.resolve(config.lm))
-        if lm_tokenizer.get_vocab() != self._tokenizer.get_vocab():
-            raise ValueError(f"'{config.lm}' does not write with the tokenizer of '{config.recogniser}'.")
-
-    def spell(self, phrase: Sequence[int]) -> str:
-        """The text of a phrase."""
-        return str(self._tokenizer.decode(list(phrase)))
-
-    def read(
-        self,
-        source: SyntheticSpeech,
-        directory: Path,
-        num_processes: int,
-        held_out: frozenset[str],
-        left_out: dict[str, str],
-    ) -> list[_Read]:
-        """Reads every utterance of a source; `left_out` gets the others with their reasons."""
-        import torch
-
-        from ctxasr_ray.training import features
-        from ctxasr_ray.training.progress import bar
-
-        spoken = features.compute(source, self._recogniser.extractor, directory, num_processes=num_processes)
-        left_out |= spoken.left_out
-        said = [source.corpus.sentence(source.split, source.first + i) for i in range(len(source))]
-        keywords = {one.text: one.keywords for one in said}
-        found = []
-        rng = np.random.default_rng(len(source))
-        with bar("states", len(spoken)) as advance, torch.inference_mode():
-            for index, (name, text) in enumerate(zip(spoken.names, spoken.texts, strict=True)):
-                advance("")
-                if not held_out.isdisjoint(text.split()):
-                    left_out[name] = "a name of dev or test, or of a kind that is left out, is spoken in it"
-                    continue
-                found.append(self._read(name, text, keywords[text], spoken, index, rng))
-        return found
-
-    def _read(
-        self,
-        name: str,
-        text: str,
-        keywords: Sequence[str],
-        spoken: "Features",
-        index: int,
-        rng: np.random.Generator,
-    ) -> _Read:
-        import torch
-
-        from ctxasr_ray.models.attention import ctc_frames
-
-        recogniser = self._recogniser
-        ids = np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-        wrong = np.where(rng.random(len(ids)) < self._config.wrong_tokens, rng.permutation(ids), ids)
-        rows = spoken[index]
-        window = int(recogniser.extractor.nb_max_frames)
-        padded = np.concatenate([rows, np.repeat(rows[-1:], window - len(rows), axis=0)]).T
-        audio_1TD = recogniser.encode(torch.from_numpy(np.ascontiguousarray(padded))[None])
-        states = []
-        inputs = torch.from_numpy(np.stack([np.append(recogniser.start_id, one) for one in (ids, wrong)]).astype(int))
-        both = recogniser.model.model.decoder(input_ids=inputs, encoder_hidden_states=audio_1TD.expand(2, -1, -1))
-        hidden = self._lm.base_model(input_ids=inputs, use_cache=False)
-        for own, lm_own in zip(both.last_hidden_state, hidden.last_hidden_state, strict=True):
-            states.append((own.half().numpy(), lm_own.half().numpy()))
-        kept = ctc_frames(int(spoken.lengths[index]))
-        phrases = tuple(tuple(self._tokenizer(k, add_special_tokens=False)["input_ids"]) for k in keywords)
-        return _Read(name, audio_1TD[0, :kept].half().numpy(), states, ids, phrases)
+def _copies(logits_PN: "torch.Tensor", labels_P: "torch.Tensor") -> tuple[int, int]:
+    """Right and wrong copies."""
+    best = logits_PN.softmax(-1).max(-1)
+    copied_P = (best.indices < logits_PN.shape[1] - 1) & (best.values > CONFIDENT)
+    right_P = best.indices == labels_P
+    return int((copied_P & right_P).sum()), int((copied_P & ~right_P).sum())
 
 
-def _held_out(config: CopyTask) -> frozenset[str]:
-    """Names of dev and test, and those of the training's kinds that are left out."""
-    own, corpus = config.train.corpus, config.dev.corpus
-    words = {word for split in ("dev", "test") for word in lexicon(corpus.seed, split).words}
-    for kind in config.without_kinds:
-        words |= set(lexicon(own.seed, config.train.split).names[kind])
+def _of_kinds(config: CopyTask) -> frozenset[str]:
+    """The words of the training's own names of the kinds that are left out."""
+    words: set[str] = set()
+    for turn in range(config.train.num_seeds):
+        own = lexicon(config.train.corpus.seed + turn, config.train.split)
+        words.update(word for kind in config.without_kinds for word in own.names[kind])
     return frozenset(words)
 
 
 def _collated(
-    read: Sequence[_Read], phrases: Sequence[tuple[int, ...]], readings: Sequence[int]
+    read: Sequence[Read], phrases: Sequence[tuple[int, ...]], readings: Sequence[int]
 ) -> "dict[str, torch.Tensor]":
     import torch
     from torch.nn.utils.rnn import pad_sequence

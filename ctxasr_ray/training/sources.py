@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ctxasr_ray import audio, text
 from ctxasr_ray.corpora.mandarin import MandarinConfig
 from ctxasr_ray.corpora.manifest import read_corpus
+from ctxasr_ray.corpora.sentences import Sentence
 from ctxasr_ray.corpora.spanish import SpanishConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
 
@@ -58,9 +59,17 @@ class SyntheticSpeech:
     """Number of the first one; the corpus has no end."""
     split: str = "train"
     corpus: SpanishConfig | MandarinConfig | SyntheticConfig = field(default_factory=SyntheticConfig)
+    num_seeds: int = 1
+    """Corpora that the utterances come from, as many of each and one after the other, their seeds counted up from the
+    corpus's own: more names, voices and noises."""
 
     def __post_init__(self) -> None:
         refuse_test(self.split, "the synthetic corpus")
+        if self.num_seeds < 1 or self.num_utterances % self.num_seeds:
+            raise ValueError(
+                f"num_seeds is {self.num_seeds}, num_utterances {self.num_utterances}; expected as many utterances of "
+                "each seed, and a seed at least."
+            )
 
     def __len__(self) -> int:
         """Number of utterances."""
@@ -68,8 +77,19 @@ class SyntheticSpeech:
 
     def example(self, index: int) -> Example:
         """Speaks one utterance."""
-        spoken = self.corpus.spoken(self.split, self.first + index)
-        return Example(spoken.utterance_id, spoken.text, spoken.samples)
+        corpus, number = self._place(index)
+        spoken = corpus.spoken(self.split, number)
+        name = spoken.utterance_id if self.num_seeds == 1 else f"seed-{corpus.seed}/{spoken.utterance_id}"
+        return Example(name, spoken.text, spoken.samples)
+
+    def sentence(self, index: int) -> Sentence:
+        """Gives the text and the rare phrases of an utterance without speaking it."""
+        corpus, number = self._place(index)
+        return corpus.sentence(self.split, number)
+
+    def _place(self, index: int) -> tuple[SpanishConfig | MandarinConfig | SyntheticConfig, int]:
+        turn, number = divmod(index, self.num_utterances // self.num_seeds)
+        return dataclasses.replace(self.corpus, seed=self.corpus.seed + turn), self.first + number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
