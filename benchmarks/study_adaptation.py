@@ -209,7 +209,7 @@ def findings(by_fit: Mapping[str, Mapping[str, Row]], heard: Sequence[Figure], c
         lines += [
             f"Weights fitted on {whose}:",
             "",
-            "| system | dev | test | change by adaptation |",
+            "| system | that dev part | test | change by adaptation |",
             "|---|---:|---:|---:|",
         ]
         for system, row in by_fit[fit].items():

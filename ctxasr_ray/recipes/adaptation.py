@@ -2,6 +2,11 @@
 
 `benchmarks/study_adaptation.py` makes the recordings, trains, evaluates, and writes what comes out.
 
+The rate is dev's choice, as far as it can choose. WER of both orders there is 46.97 before; with 600 recordings and 80
+steps 46.90 at a rate of 1e-4 and 47.20 with a LoRA of rank 8 at 1e-3; beside 1,500 transcribed utterances of the old
+domain, 160 steps, 46.97 with that LoRA and 46.82 at 1e-4 with sentences too. At 3e-4 and 1e-3 all weights forget:
+perplexity per word behind its units is 15.1 before, 16.2 and 21.0 after, 15.4 at 1e-4.
+
 Reference:
     Shivakumar et al., 2409.16654: speech continuation on target-domain audio, without transcripts, before rescoring.
 """
