@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxasr_ray.keywords.catalogue import Catalogue, catalogue, load
-from ctxasr_ray.keywords.phrase_files import Entry, format_of, read_entries, read_lists
+from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions, catalogue, load
+from ctxasr_ray.keywords.phrase_entries import Entry
+from ctxasr_ray.keywords.phrase_files import format_of, read_entries, read_lists
+from ctxasr_ray.report.odd_phrases import odd_phrases
 from tests.real import real
 
 PHRASES = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=30)
@@ -36,6 +38,9 @@ def _written(tmp_path: Path, name: str, content: str | bytes) -> str:
         ("a.jsonl", None, '"Zimbrato"\n{"phrase": "new york"}\n'),
         ("a.tsv", "is21", 'u1\tref\t[]\t["Zimbrato"]\nu2\tref\t[]\t["new york", "Zimbrato"]\n'),
         ("a.txt", None, "\ufeffZimbrato\nnew york"),
+        ("a.txt", None, "Zimbrato\rnew york\r"),
+        ("a.tsv", None, "Zimbrato\t2.5\rnew york\t1"),
+        ("a.jsonl", None, '"Zimbrato"\r"new york"\r'),
     ],
 )
 def test_every_format_gives_the_same_two_phrases(tmp_path: Path, name: str, format: str | None, content: str) -> None:
@@ -59,10 +64,31 @@ def test_scores_and_spellings_come_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "format", "content", "says"),
     [
-        ("a.txt", None, "good\nzimbrato\t2.5\n", "line 2: a TAB"),
+        ("a.txt", None, "good\nzimbrato\t2.5\n", "line 2: 'zimbrato\\t2.5' holds the control character '\\t'"),
+        ("a.txt", None, "good\rzimbrato\t2.5\r", "line 2: 'zimbrato\\t2.5' holds the control character '\\t'"),
+        ("a.txt", "sherpa", "zimbrato\t2.5\n", "--catalogue-format scored"),
+        ("a.txt", "sherpa", "good\n\u2581ZIM BRATO :2.5\n", "line 2: has #threshold, @name or \u2581"),
+        ("a.txt", "nemo", "good\nzimbrato :2.0\n", "line 2: 'zimbrato :2.0' ends like a score of sherpa"),
+        ("a.txt", None, "good\nzim\x01brato\n", "line 2: 'zim\\x01brato' holds the control character"),
+        ("a.txt", None, b"good\nzim\0brato\n", "line 2: a NUL byte"),
+        ("a.txt", None, "zimbrato\n".encode("utf-16-le"), "UTF-16"),
+        ("a.json", None, '["zim\\nbrato"]', "control character"),
+        ("a.json", None, '{"zim\\ud800": 1}', "surrogate"),
+        ("a.json", None, '[{"phrase": "x", "spellings": ["\\ud800"]}]', "surrogate"),
+        (
+            "a.json",
+            None,
+            f'{{"zimbrato": 1{"0" * 400}}}',
+            "score inf of 'zimbrato' is not a finite number up to 3.4e+38",
+        ),
+        ("a.json", None, f'["good", {{"phrase": "x", "score": 1{"0" * 5000}}}]', "score inf of 'x'"),
+        ("a.json", None, '[{"phrase": "x", "phrase": "y"}]', "stands twice"),
+        ("a.tsv", None, "good\t3e38\nzimbrato\t1e39\n", "line 2: score '1e39' of 'zimbrato' is not a finite number"),
+        ("a.conf", "sherpa", "zimbrato :1e39\n", "line 1: score '1e39' of 'zimbrato'"),
+        ("a.conf", "nemo", "zimbrato_zim\t-1e39\n", "line 1: score '-1e39' of 'zimbrato'"),
         ("a.txt", None, "zimbrato :2.5\n", "--catalogue-format sherpa"),
         ("a.tsv", None, "zimbrato\n", "1 column"),
-        ("a.tsv", None, "good\t1\nzimbrato\tnan\n", "line 2: score 'nan' is not a finite number"),
+        ("a.tsv", None, "good\t1\nzimbrato\tnan\n", "line 2: score 'nan' of 'zimbrato' is not a finite"),
         ("a.tsv", None, "zimbrato\tinf\n", "finite"),
         ("a.tsv", None, "zimbrato\thigh\n", "finite"),
         ("a.tsv", None, 'u1\tref\t[]\t["x"]\n', "format is21"),
@@ -103,6 +129,10 @@ def test_lists_per_utterance_are_read_and_checked(tmp_path: Path) -> None:
     lines = b'{"utterance_id": "u1", "phrases": ["a"]}\n{"utterance_id": "u1", "phrases": []}\n'
     with pytest.raises(ValueError, match="line 2: utterance_id 'u1' stands twice"):
         read_lists(lines, "a.jsonl", "json")
+    with pytest.raises(ValueError, match="'u1' stands twice"):
+        read_lists(b'{"u1": ["a"], "u1": ["b"]}', "a.json", "json")
+    with pytest.raises(ValueError, match="surrogate"):
+        read_lists(b'{"u\\ud800": ["a"]}', "a.json", "json")
     with pytest.raises(ValueError, match="has one list"):
         format_of("lists.txt", "lines", lists=True)
 
@@ -128,6 +158,31 @@ def test_odd_entries_are_named_counted_and_treated_as_stated() -> None:
     assert "Zimbrato" in found.phrases
     assert "zimbrato." not in found.phrases
     assert str(next(f for f in found.findings if f.kind == "duplicate")) == "duplicate: 2 ('zimbrato.', 'new-york')"
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "content"),
+    [
+        ("a.json", None, '{"Zimbrato": 2.5, "Zimbrato": 9, "x y": 1}'),
+        ("a.tsv", "is21", 'u1\tr\t[]\t[{"phrase": "Zimbrato", "score": 1}, "x y"]\n'
+         'u2\tr\t[]\t["x y", {"phrase": "Zimbrato", "score": 9}]\n'),
+    ],
+)  # fmt: skip
+def test_a_phrase_with_two_scores_in_one_file_is_counted(
+    tmp_path: Path, name: str, format: str | None, content: str
+) -> None:
+    found = load(_written(tmp_path, name, content), format=format)
+    assert _findings(found) == {"conflicting_scores": 1, "duplicate": 1}
+    assert found.scores[found.id_of("zimbrato")] == 9.0
+
+
+def test_a_list_of_nemo_read_as_lines_is_reported(tmp_path: Path) -> None:
+    path = _written(tmp_path, "a.txt", "mocha_moka_mocka\nlatte\n")
+    assert _findings(load(path)) == {"looks_like_nemo": 1}
+    (shown,) = odd_phrases([CatalogueOptions(catalogue=path)])
+    assert "mocha_moka_mocka" in shown.where
+    assert "--catalogue-format nemo" in shown.remedy
+    assert load(path, format="nemo").findings == ()
 
 
 def test_of_duplicates_with_different_scores_the_highest_is_carried() -> None:

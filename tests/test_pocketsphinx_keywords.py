@@ -14,7 +14,7 @@ import soxr
 from ctxasr_ray.cli import main
 from ctxasr_ray.first_pass.pocketsphinx_keywords import PocketSphinxKeywordsConfig
 from ctxasr_ray.keywords.catalogue import catalogue
-from ctxasr_ray.keywords.phrase_files import Entry
+from ctxasr_ray.keywords.phrase_entries import Entry
 from ctxasr_ray.models.pocketsphinx_keywords import searchable
 from ctxasr_ray.nbest import NBest, read_nbest
 from ctxasr_ray.schema import conform

@@ -14,6 +14,7 @@ What happens to odd entries; each is named and counted in `Catalogue.findings`:
 | one_character | carried |
 | long | more than `LONG_CHARACTERS`: carried |
 | mixed_scripts | letters of more than one script: carried |
+| looks_like_nemo | holds an underscore, which joins spellings in a list of format nemo: carried as it stands |
 
 A score of nan, a broken line or a file in another encoding is refused with file and line (`phrase_files`). Phrases that
 a recogniser cannot write (a list of another language) are found where they meet its tokens, and named as `UNWRITABLE`.
@@ -30,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray import text
-from ctxasr_ray.keywords.phrase_files import Entry, format_of, read_bytes, read_entries
+from ctxasr_ray.keywords.phrase_entries import Entry
+from ctxasr_ray.keywords.phrase_files import format_of, read_bytes, read_entries
 
 LONG_CHARACTERS: Final = 100
 """A phrase beyond is reported; no name or term of art is that long."""
@@ -231,6 +233,8 @@ def _inspect(kept: Mapping[str, Entry], common: frozenset[str], found: dict[str,
             _note(found, "long", entry.phrase)
         if not normal.isascii() and len({_script(c) for c in normal if c.isalpha()}) > 1:
             _note(found, "mixed_scripts", entry.phrase)
+        if "_" in entry.phrase:
+            _note(found, "looks_like_nemo", entry.phrase)
 
 
 def _folded(normal: str) -> str:

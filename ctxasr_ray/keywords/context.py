@@ -15,7 +15,8 @@ import pyarrow as pa
 from ctxasr_ray import text
 from ctxasr_ray.corpora.lines import refuse_other_corpus
 from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
-from ctxasr_ray.keywords.phrase_files import Entry, format_of, read_bytes, read_lists
+from ctxasr_ray.keywords.phrase_entries import Entry
+from ctxasr_ray.keywords.phrase_files import format_of, read_bytes, read_lists
 from ctxasr_ray.schema import CONTEXT, ContractError, conform
 from ctxasr_ray.stage import Costs, Resources, light
 

@@ -10,6 +10,9 @@ NEVER_MATCHES: Final = ("no_phrases", "lost_in_normalising")
 """Findings of a catalogue that take phrases out of the run; blank lines and duplicates lose nothing."""
 QUIET: Final = ("blank", "duplicate", "near_duplicate", "one_character", "common_word")
 """Findings that any long list has; CONTEXT's receipts count them."""
+_LOST: Final = "They are left out; mend the list or choose a normaliser that keeps them."
+_NEMO: Final = "They are searched as they stand. If underscores join spellings, declare --catalogue-format nemo."
+_ODD: Final = "They are searched as they stand; keywords/catalogue.py says what each kind means."
 
 
 def odd_phrases(configs: Iterable[object]) -> list[Finding]:
@@ -35,9 +38,7 @@ def odd_phrases(configs: Iterable[object]) -> list[Finding]:
                     where=f"{own.catalogue}: {shown}{', ...' if finding.count > len(finding.examples) else ''}",
                     got=f"{finding.count:,} {finding.kind}",
                     expected="none",
-                    remedy="They are left out; mend the list or choose a normaliser that keeps them."
-                    if lost
-                    else "They are searched as they stand; keywords/catalogue.py says what each kind means.",
+                    remedy=_LOST if lost else _NEMO if finding.kind == "looks_like_nemo" else _ODD,
                 )
             )
     return found
