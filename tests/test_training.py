@@ -31,9 +31,10 @@ from transformers import (
 from ctxasr_ray import train_command
 from ctxasr_ray.corpora.sentences import lexicon
 from ctxasr_ray.models import attention, checkpoint
+from ctxasr_ray.models.frame_encoder import FrameEncoder
 from ctxasr_ray.recipes import tiny_models
 from ctxasr_ray.search.ctc_alignment import Alignment
-from ctxasr_ray.training import aligned, batches, features, objectives
+from ctxasr_ray.training import aligned, batches, encoded, features, objectives, sources
 from ctxasr_ray.training.assets import ASSETS, DIGESTS, ship
 from ctxasr_ray.training.augment import SpecAugment
 from ctxasr_ray.training.config import Optimiser, Task, TrainingConfig
@@ -42,7 +43,7 @@ from ctxasr_ray.training.joint import JointTask, greedy
 from ctxasr_ray.training.language import LanguageModelTask
 from ctxasr_ray.training.loop import TrainingDivergedError, run
 from ctxasr_ray.training.publish import digests
-from ctxasr_ray.training.sources import Example, SyntheticSpeech, SyntheticText, TextFile
+from ctxasr_ray.training.sources import Example, SyntheticSpeech, SyntheticText, TableSpeech, TextFile
 from ctxasr_ray.training.vocabulary import CHARACTERS, SPACE, character_lm_tokenizer, character_tokenizer, train_bpe
 
 
@@ -220,6 +221,36 @@ def test_features_in_processes_equal_features_in_this_one(tmp_path: Path) -> Non
     assert here.texts == there.texts
     for index in range(3):
         np.testing.assert_array_equal(here[index], there[index])
+
+
+def test_what_was_computed_of_another_source_extractor_or_warp_is_not_reused(tmp_path: Path) -> None:
+    source, other = (SyntheticSpeech(num_utterances=2, first=first) for first in (0, 7))
+    extractor = ParakeetFeatureExtractor()
+    spoken = features.compute(source, extractor, tmp_path / "train", num_processes=0)
+    made = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("part-*")}
+    for unlike, by in ((other, extractor), (source, ParakeetFeatureExtractor(feature_size=40))):
+        heard = features.compute(unlike, by, tmp_path / "train", num_processes=0)
+        assert (heard.names, heard[0].shape) != (spoken.names, spoken[0].shape)
+    again = features.compute(source, extractor, tmp_path / "train", num_processes=0)
+    assert (again.names, again.digest) == (spoken.names, spoken.digest)
+    assert all(p.stat().st_mtime_ns == when for p, when in made.items())
+
+    encoder = FrameEncoder(checkpoint.resolve(str(ASSETS / "ctc")))
+    plain, warped = (encoded.encode(spoken, encoder, tmp_path / "states.npy", warp=w) for w in (0.0, 0.3))
+    assert not np.array_equal(plain.states, warped.states)
+    reopened = encoded.encode(spoken, encoder, tmp_path / "states.npy")
+    np.testing.assert_array_equal(reopened.states, plain.states)
+
+
+def test_a_manifest_that_says_something_else_is_another_source(tmp_path: Path) -> None:
+    table = TableSpeech(path=str(tmp_path / "corpus.jsonl"))
+    row = {"audio_filepath": "a.wav", "text": "one", "split": "train", "duration": 1.0}
+    seen = set()
+    for said in ("one", "two"):
+        Path(table.path).write_text(json.dumps({**row, "text": said}) + "\n")
+        sources._rows.cache_clear()
+        seen.add(json.dumps(sources.described(table)))
+    assert len(seen) == 2
 
 
 # ---- the loop

@@ -19,6 +19,7 @@ class FrameEncoder:
     """Whisper's encoder, or any other that `AutoModel` loads, with its own feature extractor.
 
     Attributes:
+        name: Of its checkpoint.
         module: The encoder, in evaluation mode.
         extractor: Its feature extractor.
         sample_rate_hz: What it is given.
@@ -39,6 +40,7 @@ class FrameEncoder:
         import torch
         from transformers import AutoFeatureExtractor, AutoModel
 
+        self.name = checkpoint.name
         model = load_model(AutoModel, checkpoint, dtype=getattr(torch, dtype)).to(device)
         # Parakeet is loaded with its CTC head, around an encoder that has a config of its own.
         whole = not model.config.is_encoder_decoder and not hasattr(model.config, "encoder_config")

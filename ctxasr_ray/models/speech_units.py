@@ -3,6 +3,7 @@
 Letters: F feature frames, M mel bins, T encoder frames, D width, K units, N training frames.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,13 @@ class Quantiser:
     def num_units(self) -> int:
         """K."""
         return len(self.centroids)
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of centroids, encoder and layer: units with equal digests mean the same."""
+        whole = hashlib.sha256(f"{self.encoder} {self.layer} {self.centroids.shape}".encode())
+        whole.update(np.ascontiguousarray(self.centroids, np.float32).tobytes())
+        return f"sha256:{whole.hexdigest()}"
 
     def units(self, hidden_TD: Floats) -> Units:
         """Gives the nearest centroid of every frame.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.search.ctc_alignment import Alignment, ctc_alignments
+from ctxasr_ray.training import cache
 from ctxasr_ray.training.features import Features
 from ctxasr_ray.training.progress import bar
 
@@ -30,7 +31,7 @@ def frame_labels(
         targets: Utterance -> token ids of the student.
         tokenizer: The student's, whose pieces spell the text and mark word starts as the teacher's spaces do.
         stride: Student frames per teacher frame.
-        path: File that holds the labels; computed once.
+        path: File that holds the labels, computed once; the digest of what they are made of is appended to its name.
 
     Returns:
         Utterance -> (student frames,) token ids, the student's blank (<pad>) where nothing is spoken. An utterance
@@ -39,6 +40,8 @@ def frame_labels(
     Raises:
         ValueError: the teacher's tokens are not single characters.
     """
+    made_of = {"features": spoken.digest, "teacher": checkpoint.fingerprint(teacher)["model"], "stride": stride}
+    path = cache.keyed(path, {**made_of, "targets": {name: list(ids) for name, ids in targets.items()}})
     if not path.exists():
         labels = _align(teacher, spoken, targets, tokenizer, stride)
         temporary = path.with_suffix(".tmp.npz")

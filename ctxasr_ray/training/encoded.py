@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.models import checkpoint
+from ctxasr_ray.training import cache
 from ctxasr_ray.training.examples import pad_windows
 from ctxasr_ray.training.heard import warp_mel
 from ctxasr_ray.training.progress import bar
@@ -42,14 +44,17 @@ class Encoded:
 
 
 def encode(spoken: "Features", encoder: "FrameEncoder", path: Path, *, warp: float = 0.0) -> Encoded:
-    """Runs the encoder over a source, or opens what an earlier start has computed.
+    """Runs the encoder over a source, or opens what an earlier start has computed of the same features.
 
     Args:
         spoken: Log-mel features by the encoder's own extractor.
         encoder: Frozen.
-        path: File that holds the result (npy); its lengths lie beside it.
+        path: File that holds the result (npy), the digest of what it is made of appended to its name; its lengths lie
+            beside it.
         warp: Largest stretch of the mel axis, drawn for each utterance; see `heard.warp_mel`.
     """
+    made_of = {"features": spoken.digest, "encoder": checkpoint.fingerprint(encoder.name)["model"], "warp": warp}
+    path = cache.keyed(path, made_of)
     index = path.with_suffix(".json")
     if not index.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.training import cache
 from ctxasr_ray.training.progress import bar
-from ctxasr_ray.training.sources import Speech
+from ctxasr_ray.training.sources import Speech, described
 
 SAMPLE_RATE_HZ = 16000
 PART = 250
@@ -31,12 +32,14 @@ class Features:
         texts: (N,) training texts.
         lengths: (N,) frames of speech, without padding.
         left_out: Utterance -> why it cannot be used.
+        digest: Of source and extractor: what is made of the features is made of that.
     """
 
     names: list[str]
     texts: list[str]
     lengths: npt.NDArray[np.int64]
     left_out: dict[str, str]
+    digest: str
     _parts: list[npt.NDArray[np.float16]]
     _places: list[tuple[int, int, int]]
 
@@ -79,15 +82,16 @@ def log_mel(extractor: Any, samples: npt.NDArray[np.float32]) -> tuple[npt.NDArr
 
 
 def compute(source: Speech, extractor: Any, directory: Path, *, num_processes: int) -> Features:
-    """Computes the features of a source in several processes; parts that are there already are kept.
+    """Computes the features of a source in several processes; parts of just these that are there already are kept.
 
     Args:
         source: What is spoken; it travels to the processes.
         extractor: A Hugging Face feature extractor.
-        directory: Where the parts lie; made if missing.
+        directory: Where the parts lie, the digest of what they are made of appended to its name; made if missing.
         num_processes: 0 computes in this process.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    made_of = {"source": described(source), "extractor": json.loads(extractor.to_json_string())}
+    directory = cache.claim(directory, made_of)
     starts = range(0, len(source), PART)
     missing = [start for start in starts if not _index(directory, start).exists()]
     with bar("features", len(starts), len(starts) - len(missing)) as advance:
@@ -102,7 +106,7 @@ def compute(source: Speech, extractor: Any, directory: Path, *, num_processes: i
                 for job in as_completed(jobs):
                     job.result()
                     advance("")
-    return _open(directory, starts)
+    return _open(directory, starts, cache.digest(made_of))
 
 
 def _compute_part(source: Speech, extractor: Any, directory: Path, start: int) -> None:
@@ -138,7 +142,7 @@ def _compute_part(source: Speech, extractor: Any, directory: Path, start: int) -
     temporary.replace(index_path)  # last: a part without its index is computed again
 
 
-def _open(directory: Path, starts: range) -> Features:
+def _open(directory: Path, starts: range, digest: str) -> Features:
     names: list[str] = []
     texts: list[str] = []
     lengths: list[int] = []
@@ -155,7 +159,7 @@ def _open(directory: Path, starts: range) -> Features:
         texts += index["texts"]
         lengths += index["lengths"]
         left_out |= index["left_out"]
-    return Features(names, texts, np.asarray(lengths, np.int64), left_out, parts, places)
+    return Features(names, texts, np.asarray(lengths, np.int64), left_out, digest, parts, places)
 
 
 def _index(directory: Path, start: int) -> Path:

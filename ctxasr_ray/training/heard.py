@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.training import cache
 from ctxasr_ray.training.progress import bar
 
 if TYPE_CHECKING:
@@ -50,10 +51,12 @@ def hear(
         encoder: At the quantiser's layer.
         quantiser: Of that encoder.
         characters: Tokenizer of the encoder's CTC head over single characters, or None: no word ends.
-        path: File that holds the result (npz).
+        path: File that holds the result (npz), the digest of what it is made of appended to its name.
         warp: Largest stretch of the mel axis, drawn for each utterance; 0 leaves it.
         seed: Of the draws.
     """
+    made_of = {"features": spoken.digest, "quantiser": quantiser.digest, "ends": characters is not None}
+    path = cache.keyed(path, {**made_of, "warp": warp, "seed": seed})
     if not path.exists():
         units, ends = [], []
         with bar("units", len(spoken)) as advance:

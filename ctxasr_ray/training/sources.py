@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from ctxasr_ray.corpora.manifest import read_corpus
 from ctxasr_ray.corpora.sentences import Sentence
 from ctxasr_ray.corpora.spanish import SpanishConfig
 from ctxasr_ray.corpora.synthetic import SyntheticConfig
+from ctxasr_ray.stage import identity
 
 TRAINABLE = ("train", "dev")
 """Splits that a training may read: train to learn from, dev to be measured on."""
@@ -196,6 +199,20 @@ class TextFile:
             raise ValueError(f"training: no text file at {self.path}.")
         with open(self.path, encoding="utf-8") as lines:
             yield from (line.strip() for line in lines if line.strip())
+
+
+def described(source: Any) -> Any:
+    """What a source gives, as plain values: its config and, of files of your own, the digest of what they say.
+
+    Recordings that change under the same name are not noticed.
+    """
+    said = identity(source)
+    if isinstance(source, (TableSpeech, Recordings)):
+        rows = json.dumps(_rows(source.path, source.split), sort_keys=True, default=str)
+        said["rows"] = hashlib.sha256(rows.encode()).hexdigest()
+    elif isinstance(source, TextFile):
+        said["sentences"] = hashlib.sha256("\n".join(source.sentences()).encode()).hexdigest()
+    return said
 
 
 def _recorded(row: Mapping[str, Any], said: str) -> Example:

@@ -239,7 +239,11 @@ def _features(
 
 def _quantiser(config: SpeechTextTask, encoder: "SpeechEncoder", train: "Features", path: Path) -> "Quantiser":
     from ctxasr_ray.models.speech_units import Quantiser, fit_centroids, load_quantiser
+    from ctxasr_ray.training import cache
 
+    made_of = {"features": train.digest, "encoder": checkpoint.fingerprint(config.encoder)["model"]}
+    wanted = {"layer": config.layer, "units": config.num_units, "utterances": config.num_quantiser_utterances}
+    path = cache.keyed(path, {**made_of, **wanted})
     if not path.exists():
         chosen = range(0, len(train), max(1, len(train) // config.num_quantiser_utterances))
         hidden_ND = np.concatenate([encoder.of_features(train[index])[0] for index in chosen])
