@@ -1,11 +1,13 @@
-"""Context as lists grow, as shortlists change and as noise rises: three runs, and what they say in figures.
+"""Context as lists grow, as shortlists change and as noise rises: five runs, and what they say in figures.
 
 `study_list_sizes`: nested lists of 10 to 50,000 phrases on the same utterances; rare words of LibriSpeech (the lists of
 Le et al., 2021) and names of the synthetic corpus. `study_shortlists`: ways to find 64 of 10,000 phrases.
-`study_noise`: the same test set at 20, 10, 5 and 0 dB. Every model ships and every setting is its default. Run it
-without arguments, or name studies: `python benchmarks/study_keywords.py study_noise`. Tables lie in `runs/studies`;
-curves over list sizes and over noise are drawn into `results/`. With the file of its printed figures it draws them
-again and runs nothing: `python benchmarks/study_keywords.py benchmarks/results/study_keywords.jsonl`.
+`study_noise`: the same test set at 20, 10, 5 and 0 dB. `growth_keyword_boost` and
+`growth_keyword_candidates`: what 50,000 phrases cost over 1,000, by turns.
+Every model ships and every setting is its default. Run it without arguments, or name studies:
+`python benchmarks/study_keywords.py study_noise`. Tables lie in `runs/studies`; curves over list sizes and over noise
+are drawn into `results/`. With the file of its printed figures it draws them again and runs nothing:
+`python benchmarks/study_keywords.py benchmarks/results/study_keywords.jsonl`.
 """
 
 import json
@@ -13,7 +15,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +49,8 @@ METRICS: Final = ("wer", "biased_wer", "unbiased_wer", "keyword_f1", "distractor
 LIST_METHODS: Final = ("keyword_boost", "keyword_candidates")
 COMPARED: Final = (1_000, 50_000)
 """List sizes whose cost is compared."""
-ROUNDS: Final = 3
+ROUNDS: Final = 5
+"""Comparisons by turns, after one of each that does not count."""
 DRAWN: Final = {
     "biased_wer": "B-WER",
     "unbiased_wer": "U-WER",
@@ -103,29 +106,36 @@ def seconds(store: Store, shards: Sequence[Shard], laid: Line, system: str) -> d
     return {part: busy / sum(audio_s.values()) for part, busy in spent.items()}
 
 
-def growth(system_of: Callable[[int], str]) -> tuple[float, list[float]]:
-    """How much longer a method takes with 50,000 phrases than with 1,000, both made anew and by turns.
+def anew(system: str) -> float:
+    """Busy seconds per second of audio of a system of `study_list_sizes`, made from nothing in this process."""
+    whole = studies.study_list_sizes()
+    branch = system.removesuffix("_rescored")
+    experiment = replace(whole, executor="inline", branches={branch: whole.branches[branch]})
+    with tempfile.TemporaryDirectory() as folder:
+        store, shards = open_run(experiment, folder, None)
+        pipeline.run(experiment, store, shards, system=system)
+        return sum(seconds(store, shards, line(experiment), system).values())
 
-    Args:
-        system_of: The system of a list size.
 
-    Returns:
-        The median over `ROUNDS` of the ratio of A B B A, and the ratios.
-    """
-    ratios = []
+def growth(method: str) -> Iterator[Figure]:
+    """How much longer a method takes with 50,000 phrases than with 1,000: the median of A B B A over `ROUNDS`."""
+    few, many = (system_of(method, size) for size in COMPARED)
+    for system in (few, many):
+        anew(system)  # loads what a process loads once
+    ratios, spent = [], []
     for _ in range(ROUNDS):
-        spent = {size: 0.0 for size in COMPARED}
-        for size in (*COMPARED, *reversed(COMPARED)):
-            system = system_of(size)
-            whole = studies.study_list_sizes()
-            branch = system.removesuffix("_rescored")
-            experiment = replace(whole, executor="inline", branches={branch: whole.branches[branch]})
-            with tempfile.TemporaryDirectory() as folder:
-                store, shards = open_run(experiment, folder, None)
-                pipeline.run(experiment, store, shards, system=system)
-                spent[size] += sum(seconds(store, shards, line(experiment), system).values())
-        ratios.append(spent[COMPARED[1]] / spent[COMPARED[0]])
-    return median(ratios), ratios
+        first_few, first_many, last_many, last_few = (anew(system) for system in (few, many, many, few))
+        ratios.append((first_many + last_many) / (first_few + last_few))
+        spent.append((first_many + last_many) / 2)
+        print(f"{method}: {ratios[-1]:.3f}", file=sys.stderr, flush=True)
+    told = {"ratio_min": min(ratios), "ratio_max": max(ratios), "rtf_50k": median(spent)}
+    yield Figure(
+        name=f"list_sizes_{method}_rtf_50k_over_1k",
+        value=median(ratios),
+        unit="x",
+        goal="<= 1.15",
+        counters={**{name: round(value, 4) for name, value in told.items()}, "rounds": ROUNDS},
+    )
 
 
 PARTS: Final[Mapping[str, str]] = {
@@ -158,10 +168,6 @@ def list_sizes() -> Iterator[Figure]:
             parts = seconds(run.store, run.shards, run.line, system)
             told = {f"{part}_ms_per_s": round(1000 * seconds, 2) for part, seconds in parts.items()}
             yield Figure(name=f"{prefix}_real_time_factor", value=sum(parts.values()), unit="s per s", counters=told)
-    for method in LIST_METHODS:
-        ratio, ratios = growth(partial(system_of, method))
-        told = {f"ratio_{number}": round(each, 3) for number, each in enumerate(sorted(ratios))}
-        yield Figure(name=f"list_sizes_{method}_rtf_50k_over_1k", value=ratio, unit="x", goal="<= 1.15", counters=told)
 
 
 def shortlists() -> Iterator[Figure]:
@@ -216,7 +222,12 @@ def draw_list_sizes(found: Sequence[Figure]) -> None:
     fig.savefig(RESULTS / "study_list_sizes.png", dpi=110)
 
 
-STUDIES: Final = {"study_list_sizes": list_sizes, "study_shortlists": shortlists, "study_noise": noise}
+STUDIES: Final = {
+    "study_list_sizes": list_sizes,
+    "study_shortlists": shortlists,
+    "study_noise": noise,
+    **{f"growth_{method}": partial(growth, method) for method in LIST_METHODS},
+}
 
 
 def main(arguments: Sequence[str]) -> None:
