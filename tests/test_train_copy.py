@@ -45,15 +45,15 @@ def test_utterances_of_several_seeds_are_those_of_each_one() -> None:
 
 
 def test_states_are_read_once_and_those_of_other_settings_apart(states: Path) -> None:
-    files = {path: path.stat().st_mtime_ns for path in states.rglob("states-*.npz")}
+    files = {path: path.stat().st_mtime_ns for path in states.rglob("states-*/*.npz")}
     assert len(files) == 2  # train and dev
     first, again = (task(states).build(states, 0) for _ in range(2))
-    assert {path: path.stat().st_mtime_ns for path in states.rglob("states-*.npz")} == files
+    assert {path: path.stat().st_mtime_ns for path in states.rglob("states-*/*.npz")} == files
     batches = [one.batch(np.arange(4), np.random.default_rng(3)) for one in (first, again)]
     for name, tensor in batches[0].items():
         torch.testing.assert_close(tensor, batches[1][name])
     task(states, wrong_tokens=0.5).build(states, 0)
-    assert len(list(states.rglob("states-*.npz"))) == 4
+    assert len(list(states.rglob("states-*/*.npz"))) == 4
 
 
 def test_a_kind_that_is_left_out_is_neither_spoken_nor_listed_and_says_so(states: Path) -> None:

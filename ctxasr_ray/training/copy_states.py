@@ -3,7 +3,6 @@
 Letters: U utterances, L positions (tokens and the end), T encoder positions, D and G widths of the two models' states.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.token_tree import Int32
+from ctxasr_ray.training import cache
 from ctxasr_ray.training.sources import SyntheticSpeech
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class Readers:
 
         from ctxasr_ray.models import attention
 
-        self._wrong_tokens, self._named = wrong_tokens, (recogniser, lm, wrong_tokens)
+        self._wrong_tokens = wrong_tokens
+        models = {"recogniser": checkpoint.fingerprint(recogniser), "lm": checkpoint.fingerprint(lm)}
+        self._made_of = {**models, "wrong_tokens": wrong_tokens}
         self._recogniser = attention.load(checkpoint.resolve(recogniser))
         self._lm = checkpoint.load_model(AutoModelForCausalLM, checkpoint.resolve(lm))
         self._tokenizer = self._recogniser.tokenizer
@@ -105,6 +107,7 @@ class Readers:
         keywords = {one.text: one.keywords for one in said}
         left_out = dict(spoken.left_out)
         found: list[Read] = []
+        claimed = self._claimed(directory, spoken, held_out)
         parts = range(0, len(spoken), PART)
         with bar("states", len(parts)) as advance:
             for number, start in enumerate(parts):
@@ -115,15 +118,14 @@ class Readers:
                     else:
                         left_out[spoken.names[index]] = "a name of dev or test is spoken in it"
                 if kept:
-                    path = self._path(directory, source, held_out, number)
-                    found += self._part(path, spoken, kept, keywords, number)
+                    found += self._part(claimed / f"part-{number:04d}.npz", spoken, kept, keywords, number)
                 advance("")
         return found, left_out
 
-    def _path(self, directory: Path, source: SyntheticSpeech, held_out: frozenset[str], number: int) -> Path:
-        """A name that differs where the states may."""
-        named = repr((source, sorted(held_out), self._named))
-        return directory / f"states-{hashlib.sha256(named.encode()).hexdigest()[:12]}-{number:04d}.npz"
+    def _claimed(self, directory: Path, spoken: "Features", held_out: frozenset[str]) -> Path:
+        """The folder of states that are made of just this."""
+        left_out = cache.digest(sorted(held_out))
+        return cache.claim(directory / "states", {**self._made_of, "features": spoken.digest, "left_out": left_out})
 
     def _part(
         self, path: Path, spoken: "Features", kept: Sequence[int], keywords: Mapping[str, Sequence[str]], number: int
