@@ -96,7 +96,7 @@ def _transcribed(options: PseudoLabel) -> "tuple[pa.Table, pa.Table]":
 def _write(options: PseudoLabel, utterances: "pa.Table", transcripts: "pa.Table") -> int:
     from rich.console import Console
 
-    from ctxasr_ray.corpora.manifest import write_manifest
+    from ctxasr_ray.corpora.manifest import MANIFEST, write_manifest
     from ctxasr_ray.training.pseudo_labels import label
 
     kept, yields = label(
@@ -116,8 +116,11 @@ def _write(options: PseudoLabel, utterances: "pa.Table", transcripts: "pa.Table"
     else:
         Console().print(_table(yields))
     if not kept.num_rows:
+        earlier = options.directory / MANIFEST
+        gone = f", and {earlier} of an earlier run is removed" if earlier.exists() else ""
+        earlier.unlink(missing_ok=True)
         raise ValueError(
-            f"none of {utterances.num_rows} utterances passes every filter, so no manifest is written; "
+            f"none of {utterances.num_rows} utterances passes every filter, so no manifest is written{gone}; "
             f"{options.directory / YIELDS} says which filter took them. Raise its limit, or take a stronger model."
         )
     path = write_manifest(kept, options.directory)

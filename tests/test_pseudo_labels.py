@@ -1,6 +1,8 @@
 """Pseudo-labels: what each filter takes, and a tiny real run whose manifest trains and evaluates."""
 
 import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,8 +97,9 @@ def test_a_caption_of_a_whole_recording_is_none_of_its_windows() -> None:
 
 
 def test_limits_that_keep_nothing_and_tables_of_other_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected limits of 0 or more"):
-        LabelFilters(max_wer=-0.1)
+    for limits in ({"max_wer": -0.1}, {"max_wer": math.nan}, {"max_duration_s": math.nan}, {"max_duration_s": -1.0}):
+        with pytest.raises(ValueError, match="expected limits of 0 or more"):
+            LabelFilters(**limits)
     heard, said = made()
     with pytest.raises(ValueError, match="not the same rows"):
         label(heard.slice(1), said, LabelFilters(), normaliser="basic", labelled_by="x")
@@ -129,8 +132,11 @@ def test_a_run_labels_train_and_its_manifest_trains_and_evaluates(
     assert heard.example(0).text == kept["reference"][0].as_py()
     assert np.abs(heard.example(0).samples).max() > 0
 
+    shutil.copytree("labels", "none")
     assert main([*words, "--directory", "none", "--max-duration-s", "0.1"]) == 1
-    assert "none of 5 utterances passes every filter" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "none of 5 utterances passes every filter" in said
+    assert "none/manifest.jsonl of an earlier run is removed" in said
     assert not Path("none/manifest.jsonl").exists()
 
     steps = ["--num-steps", "1", "--num-threads", "1", "--num-processes", "0", "--precision", "float32"]

@@ -31,8 +31,9 @@ class LabelFilters:
     """Seconds of the recording."""
 
     def __post_init__(self) -> None:
-        """Refuses limits that keep nothing."""
-        if (self.max_wer is not None and self.max_wer < 0) or self.min_distinct_words < 0 or self.max_duration_s <= 0:
+        """Refuses limits that keep nothing, or are no number."""
+        keeps = (self.max_wer is None or self.max_wer >= 0) and self.min_distinct_words >= 0 and self.max_duration_s > 0
+        if not keeps:  # nan, too
             raise ValueError(f"label filters: got {asdict(self)}; expected limits of 0 or more, and some seconds.")
 
 
