@@ -124,25 +124,18 @@ def _with_names(
     )
     rescored = Rescoring(scorers=(CtcScorerConfig(model=asset("ctc")), lm), weights=WeightsConfig(fixed_source="ctc"))
     boosted = CtcKeywordsConfig(first_pass=replace(ctc, num_hypotheses=50))
+    copied = {f"{name}/list_{size}": PhraseCopyConfig(search=search) for name, search in searches.items()}
+    trained = {
+        # the temperature is its training's dev_temperature
+        f"{name}_trained": replace(config, head="trained", copy_head=asset("copy_head"), temperature=0.5)
+        for name, config in copied.items()
+    }
     return {
         f"keyword_boost/list_{size}": Branch(nbest=boosted, context=context),
         **{
-            f"{name}/list_{size}": Branch(
-                nbest=PhraseCopyConfig(search=search), of=("first_pass",), context=context, shortlist=heard
-            )
-            for name, search in searches.items()
+            name: Branch(nbest=config, of=("first_pass",), context=context, shortlist=heard)
+            for name, config in {**copied, **trained}.items()
         },
-        f"phrase_copy/list_{size}_trained": Branch(
-            nbest=PhraseCopyConfig(
-                search=searches["phrase_copy"],
-                head="trained",
-                copy_head=asset("copy_head"),
-                temperature=0.5,  # its training's dev_temperature
-            ),
-            of=("first_pass",),
-            context=context,
-            shortlist=heard,
-        ),
         f"keyword_candidates/list_{size}": Branch(
             nbest=KeywordCandidatesConfig(),
             of=("first_pass",),
