@@ -26,6 +26,7 @@ from ctxasr_ray.metrics.nbest_errors import KEYWORDS, NbestErrorsConfig
 from ctxasr_ray.metrics.oracle import OracleConfig
 from ctxasr_ray.metrics.shortlist_recall import ShortlistRecallConfig
 from ctxasr_ray.metrics.summary import SummaryConfig
+from ctxasr_ray.scorers.speech_lm import units_for
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import StageConfig, Step
 
@@ -251,7 +252,7 @@ class _Layout:
             elif table == "hypotheses":
                 inputs += lists
             elif table == "units":
-                inputs.append(self._units(name, units))
+                inputs.append(self._units(name, config, units))
             else:
                 inputs.append(self._told(branch, lists))
         return self._step(name, self._with_catalogue(config), tuple(inputs))
@@ -267,13 +268,9 @@ class _Layout:
             told = self._step(f"history_{told.name}{_of(lists[0])}", branch.history, (self._corpus, lists[0], told))
         return told
 
-    def _units(self, reader: str, config: SpeechUnitsConfig | None) -> Step:
+    def _units(self, reader: str, hears: StageConfig, config: SpeechUnitsConfig | None) -> Step:
         """The units of the corpus, made once for every scorer that hears with this encoder and quantiser."""
-        if config is None:
-            raise ValueError(
-                f"'{reader}' hears speech units, and its rescoring says nothing of them. Set `units` of the rescoring "
-                "to a SpeechUnitsConfig: the encoder, and the units.safetensors that lies beside the speech-text LM."
-            )
+        config = units_for(reader, hears, config)
         known = [step for step in self.steps if step.config.WRITES == "units"]
         same = [step for step in known if step.config == config]
         return same[0] if same else self._step(f"units_{len(known) + 1}", config, (self._corpus,))

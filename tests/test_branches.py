@@ -157,6 +157,26 @@ def test_a_speech_text_lm_hears_the_units_of_the_corpus(
     assert "units_1" not in [step.name for step in line.above("text_alone")]
 
 
+def test_units_of_another_quantiser_than_the_one_beside_the_model_are_refused(tmp_path: Path) -> None:
+    directory, _, _ = saved_speech_lm(tmp_path / "lm", num_units=9)
+    own = Quantiser(
+        centroids=np.zeros((9, 128), np.float32),
+        encoder=fingerprint(asset("ctc"), None)["model"],
+        layer=3,
+        seed=0,
+        num_frames=9,
+    )
+    own.save(tmp_path / "lm" / QUANTISER)
+    replace(own, centroids=np.ones((9, 128), np.float32)).save(tmp_path / "other.safetensors")
+    units = SpeechUnitsConfig(encoder=asset("ctc"), quantiser=str(tmp_path / "other.safetensors"))
+    rescoring = Rescoring(scorers=(SpeechLmConfig(model=directory),), units=units, weights=FAST)
+    experiment = replace(branched(), branches={}, rescorings={"heard": rescoring})
+    with pytest.raises(ValueError, match=r"lm/units\.safetensors.*made with .*other\.safetensors.*Make the units with"):
+        layout.line(experiment)
+    replace(own, seed=4).save(tmp_path / "other.safetensors")  # the same centroids mean the same sounds
+    layout.line(experiment)
+
+
 def test_a_speech_text_lm_without_units_is_refused_with_the_remedy() -> None:
     deaf = Rescoring(scorers=(SpeechLmConfig(model="anywhere"),))
     with pytest.raises(ValueError, match=r"scores_speech_lm' hears speech units.*Set `units`.*units.safetensors"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ctxasr_ray.corpora.synthetic import SyntheticConfig, prepare
 from ctxasr_ray.experiment import Experiment, Rescoring, asset
 from ctxasr_ray.first_pass.ctc import CtcConfig
 from ctxasr_ray.models import checkpoint
-from ctxasr_ray.models.speech_units import Quantiser, SpeechEncoder, fit_centroids
+from ctxasr_ray.models.speech_units import Quantiser, SpeechEncoder, fit_centroids, load_quantiser
 from ctxasr_ray.scorers.speech_lm import SpeechLmConfig
 from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
 from ctxasr_ray.stage import Costs
@@ -124,6 +125,14 @@ def test_expected_errors_fall_and_the_scorer_takes_the_updates(made: Path, tmp_p
     tables = pq.read_table(hypotheses), pq.read_table(units)
     before, after = (c.build()(*tables, costs=Costs())["sources"].to_pylist() for c in (plain, tuned))
     assert before != after
+
+
+def test_units_of_another_quantiser_than_the_one_beside_the_model_are_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "lm", tmp_path / "lm")
+    own = load_quantiser(tmp_path / "lm" / "units.safetensors")
+    dataclasses.replace(own, centroids=own.centroids[::-1].copy()).save(tmp_path / "lm" / "units.safetensors")
+    with pytest.raises(ValueError, match=r"lm/units\.safetensors.*made with the quantiser of run folder .*made"):
+        _task(made, initial=str(tmp_path / "lm")).build(tmp_path, 0)
 
 
 def test_lists_without_a_choice_are_left_out_with_their_reason(made: Path) -> None:

@@ -1,5 +1,6 @@
 """The training of the LLM recogniser on the shipped encoder and LM: stages, what moves, kills, what is refused."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.models.audio_lm import load_audio_lm
@@ -81,4 +82,19 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(folder: P
 def test_an_adapter_of_another_recipe_is_refused(folder: Path, tmp_path: Path) -> None:
     other = replace(_second(folder), task=replace(_second(folder).task, prompt="say {speech}"))
     with pytest.raises(ValueError, match=r"has adapter .* and prompt '<speech>\{speech\}</speech><text>'; this"):
+        loop.run(other, tmp_path / "run")
+
+
+def test_an_adapter_of_another_llm_of_equal_width_is_refused(folder: Path, tmp_path: Path) -> None:
+    task = _second(folder).task
+    assert isinstance(task, SpeechLlmTask)
+    shutil.copytree(task.llm, tmp_path / "llm")
+    weights = load_file(tmp_path / "llm" / "model.safetensors")
+    save_file(
+        {k: v.flip(0).contiguous() for k, v in weights.items()},
+        tmp_path / "llm" / "model.safetensors",
+        {"format": "pt"},
+    )
+    other = replace(_second(folder), task=replace(task, llm=str(tmp_path / "llm")))
+    with pytest.raises(ValueError, match=r"adapter/model' was trained with the llm sha256:.*, but '.*/llm' is sha256:"):
         loop.run(other, tmp_path / "run")

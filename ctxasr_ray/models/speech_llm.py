@@ -82,14 +82,23 @@ def read_parts(model: Checkpoint) -> Parts:
     except (KeyError, TypeError) as error:
         raise ValueError(f"model '{model.name}': {path} is of another version: {error}.") from error
     places = {name: _placed(model.directory, getattr(parts, name)) for name in ("encoder", "llm")}
-    for name, place in places.items():
+    refuse_another(model.name, parts, **places)
+    return Parts(**{**values, **places})
+
+
+def refuse_another(model: str, parts: Parts, encoder: str, llm: str) -> None:
+    """Refuses an encoder or an LLM that is not the one that an adapter was trained with.
+
+    Raises:
+        ValueError: names both.
+    """
+    for name, place in (("encoder", encoder), ("llm", llm)):
         expected, got = getattr(parts, f"{name}_digest"), checkpoint.fingerprint(place)["model"]
         if got != expected:
             raise ValueError(
-                f"model '{model.name}' was trained with the {name} {expected[:23]}, but '{place}' is {got[:23]}; put "
+                f"model '{model}' was trained with the {name} {expected[:23]}, but '{place}' is {got[:23]}; put "
                 f"the {name} of the training there, or train the adapter again."
             )
-    return Parts(**{**values, **places})
 
 
 def fingerprint(model: str, revision: str | None = None) -> dict[str, str]:

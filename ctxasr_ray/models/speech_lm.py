@@ -9,6 +9,7 @@ Text alone stands as in the LM that was extended, so that any scorer of causal L
 the paper (Shivakumar et al., 2409.16654) names the orders, not the marks.
 """
 
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,30 @@ from ctxasr_ray.token_tree import Int32
 SPEECH, SPEECH_END, TEXT = "<speech>", "</speech>", "<text>"
 QUANTISER: Final = "units.safetensors"
 """The quantiser that made the units, beside the model that reads them."""
+MADE_BY: Final = "quantiser"
+"""Under this the receipt of a UNITS table names the digest of its quantiser."""
+
+
+def refuse_other_units(model: str, digest: str, made_by: str) -> None:
+    """Refuses units of another quantiser than the one beside a speech-text LM; where none lies there, none is known.
+
+    Args:
+        model: Directory of the LM.
+        digest: `Quantiser.digest` of what made the units.
+        made_by: Names that quantiser, for the message.
+
+    Raises:
+        ValueError: the digests differ.
+    """
+    from ctxasr_ray.models.speech_units import load_quantiser
+
+    beside = Path(model) / QUANTISER
+    if beside.is_file() and (own := load_quantiser(beside).digest) != digest:
+        raise ValueError(
+            f"speech-text LM '{model}' knows the units of {beside} ({own[:23]}), but these were made with {made_by} "
+            f"({digest[:23]}): equal numbers that mean other sounds. Make the units with {beside}, or give the LM that "
+            "was trained on these."
+        )
 
 
 def unit_token(unit: int) -> str:

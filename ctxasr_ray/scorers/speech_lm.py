@@ -5,16 +5,19 @@ The scorer `causal_lm` on the same model asks for text alone, which shows what s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray.models.checkpoint import ADAPTER, check_vocabulary, fingerprint, load_tokenizer, resolve
+from ctxasr_ray.models.speech_lm import refuse_other_units
 from ctxasr_ray.models.text_tokens import TEXT_FORMS_VERSION, TextTokens
 from ctxasr_ray.nbest import SourceScores, flatten, scores_table
 from ctxasr_ray.scorers.causal_lm import source_scores
-from ctxasr_ray.stage import Costs, Resources, runtime_field
+from ctxasr_ray.scorers.speech_units import SpeechUnitsConfig
+from ctxasr_ray.stage import Costs, Resources, StageConfig, runtime_field
 from ctxasr_ray.token_tree import Int32
 
 if TYPE_CHECKING:
@@ -88,6 +91,29 @@ class SpeechLmConfig:
         )
         check_vocabulary(checkpoint, tokenizer, lm.head.num_outputs)
         return SpeechLmScorer(self, lm, tokens, speech)
+
+
+def units_for(reader: str, hears: StageConfig, units: SpeechUnitsConfig | None) -> SpeechUnitsConfig:
+    """The units that a scorer is to hear.
+
+    Args:
+        reader: Name of its step.
+        hears: Its config.
+        units: What its rescoring says of them.
+
+    Raises:
+        ValueError: nothing, or another quantiser than the one beside the scorer's speech-text LM.
+    """
+    if units is None:
+        raise ValueError(
+            f"'{reader}' hears speech units, and its rescoring says nothing of them. Set `units` of the rescoring "
+            "to a SpeechUnitsConfig: the encoder, and the units.safetensors that lies beside the speech-text LM."
+        )
+    if isinstance(hears, SpeechLmConfig) and Path(hears.model).is_dir():
+        from ctxasr_ray.models.speech_units import load_quantiser
+
+        refuse_other_units(hears.model, load_quantiser(units.quantiser).digest, units.quantiser)
+    return units
 
 
 class SpeechLmScorer:

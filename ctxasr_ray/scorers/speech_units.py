@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pyarrow as pa
 
 from ctxasr_ray.models.checkpoint import fingerprint, resolve
+from ctxasr_ray.models.speech_lm import MADE_BY
 from ctxasr_ray.recordings import COLUMNS, heard_ahead
 from ctxasr_ray.schema import UNITS, conform
 from ctxasr_ray.stage import Costs, Resources, runtime_field
@@ -85,6 +86,7 @@ class SpeechUnitsStage:
             OSError: a fault of the disk or network while reading audio.
         """
         (utterances,) = tables
+        costs.name(MADE_BY, [self._quantiser.digest])
         ids = utterances.column("utterance_id").to_pylist()
         rows = []
         for heard in heard_ahead(utterances, self._encoder.limits(self._config.max_audio_s), 2, costs):

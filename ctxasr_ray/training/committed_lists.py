@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ctxasr_ray import schema
 from ctxasr_ray.fusion.scoring import features, source_names
+from ctxasr_ray.models.speech_lm import MADE_BY, refuse_other_units
 from ctxasr_ray.nbest import flatten, score_matrix
 from ctxasr_ray.storage.table_files import TableFiles
 from ctxasr_ray.training.sources import refuse_test
@@ -101,8 +102,31 @@ class CommittedLists:
             )
         return kept, left_out
 
+    def refuse_other_units(self, model: str) -> None:
+        """Refuses units of another quantiser than the one beside a speech-text LM, as their receipts name it.
+
+        Raises:
+            ValueError: names both, or a table whose receipt names none.
+        """
+        files = TableFiles(self.root)
+        for key in self._keys("units", ""):
+            named = files.footer(key).receipt["named"].get(MADE_BY)
+            if named is None:
+                raise ValueError(
+                    f"run folder {self.root}: the receipt of {key} does not say which quantiser made its units, so "
+                    "they may mean other sounds to the model; run the evaluation again, into a new folder."
+                )
+            (digest,) = named["examples"]
+            refuse_other_units(model, digest, f"the quantiser of run folder {self.root}")
+
     def _table(self, table: str, folder: str) -> pa.Table:
-        """All shards of the split, each at its highest attempt."""
+        """All shards of the split."""
+        files = TableFiles(self.root)
+        whole = pa.concat_tables([files.read_key(key) for key in self._keys(table, folder)])
+        return schema.conform(whole, table)  # refuses an utterance that stands in two shards
+
+    def _keys(self, table: str, folder: str) -> list[str]:
+        """The files of all shards of the split, each at its highest attempt."""
         root = Path(self.root)
         folders = sorted(path for path in (root / table).glob(f"{folder}*") if path.name != "manifests")
         if len(folders) != 1:
@@ -116,8 +140,7 @@ class CommittedLists:
         if not shards:
             raise ValueError(f"run folder {root}: {folders[0]} has no shard of split '{self.split}'.")
         keys = [files.highest(f"{folders[0].relative_to(root).as_posix()}/{shard}") for shard in shards]
-        whole = pa.concat_tables([files.read_key(key) for key in keys if key is not None])
-        return schema.conform(whole, table)  # refuses an utterance that stands in two shards
+        return [key for key in keys if key is not None]
 
 
 def _own_scores(hypotheses: pa.Table) -> npt.NDArray[np.float64]:

@@ -87,6 +87,8 @@ class Mwer:
 
         self._config = config
         source = checkpoint.resolve(config.initial)
+        for lists in (config.train, config.dev):
+            lists.refuse_other_units(str(source.directory))
         self._tokenizer = checkpoint.load_tokenizer(source)
         self._tokens, self._speech = TextTokens(self._tokenizer), SpeechTokens(self._tokenizer)
         base = checkpoint.load_model(AutoModelForCausalLM, source, dtype=torch.float32)

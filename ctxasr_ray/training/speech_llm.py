@@ -141,6 +141,7 @@ class SpeechLlmTraining:
                     f"'{config.initial}' has adapter {parts.adapter} and prompt {parts.prompt!r}; this training has "
                     f"{config.adapter} and {config.prompt!r}. Give it the same, or start anew."
                 )
+            speech_llm.refuse_another(config.initial, parts, config.encoder, config.llm)
             adapter = speech_llm.load_adapter(earlier, parts, encoder_width, width)
             lora = earlier.directory / speech_llm.LORA
         if lora is not None and lora.is_dir():
