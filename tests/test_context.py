@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxasr_ray import schema
+from ctxasr_ray import layout, schema
 from ctxasr_ray.keywords.catalogue import catalogue, load
 from ctxasr_ray.keywords.context import ContextConfig, ContextStage, row_phrases
+from ctxasr_ray.recipes.showcase import keyword_methods
 from ctxasr_ray.schema import ContractError
 from ctxasr_ray.stage import Costs
 from tests.real import real
@@ -113,10 +115,18 @@ def test_another_catalogue_than_the_rows_name_is_refused(tmp_path: Path) -> None
 
 
 def test_more_distractors_than_phrases_are_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 40 phrases"):
+    with pytest.raises(ValueError, match=r"has 40 phrases.*keyword_methods.*--context.num-distractors 40"):
         ContextConfig(catalogue=_path(tmp_path), num_distractors=41).fingerprint()
     with pytest.raises(ValueError, match="expected 0 or more"):
         ContextConfig(num_distractors=-1)
+
+
+def test_the_recipe_that_the_refusal_names_takes_a_list_as_long_as_it_is(tmp_path: Path) -> None:
+    line = layout.line(replace(keyword_methods(), catalogue=_path(tmp_path)))
+    (context,) = [step.config for step in line.steps if isinstance(step.config, ContextConfig)]
+    phrases = context.phrases()
+    assert phrases is not None
+    assert len(phrases) == 40
 
 
 def test_fingerprint_names_content_not_place(tmp_path: Path) -> None:

@@ -101,8 +101,10 @@ class ContextConfig(CatalogueOptions):
         found = CatalogueOptions.phrases(self)
         if found is not None and self.num_distractors is not None and self.num_distractors > len(found):
             raise ValueError(
-                f"num_distractors is {self.num_distractors}, and '{self.catalogue}' has {len(found)} phrases; "
-                "give a longer catalogue, or a smaller number."
+                f"context: num_distractors is {self.num_distractors}, and '{self.catalogue}' has {len(found)} phrases. "
+                "Give a longer catalogue, a recipe that takes a list as long as it is (keyword_methods, "
+                f"pocketsphinx_keywords), or --context.num-distractors {len(found)}; a branch with a list size of its "
+                f"own has --branches.NAME.context.num-distractors {len(found)}."
             )
         return found
 

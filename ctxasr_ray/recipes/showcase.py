@@ -27,12 +27,13 @@ from ctxasr_ray.scorers.ctc import CtcScorerConfig
 
 
 def keyword_methods() -> Experiment:
-    """The showcase's two ways to use a list of names, to sweep: boost in the search, candidates behind a shortlist."""
+    """Two ways to use a list of names of any length: boost in the search, candidates behind a shortlist."""
     shown = showcase()
     boost, candidates = (shown.branches[f"keyword_{way}/list_1000"] for way in ("boost", "candidates"))
     (rescored,) = candidates.rescorings.values()
     return replace(
         shown,
+        context=ContextConfig(true_keywords=True),
         rescorings={},
         branches={
             "keyword_boost": replace(boost, context=None),
