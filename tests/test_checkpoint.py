@@ -114,8 +114,9 @@ def test_weights_of_another_shape_and_another_kind_of_model_are_refused(model: P
     with pytest.raises(ValueError, match=r"weight 'lm_head.*\(32,.*config\.json asks for \(40,"):
         load_model(AutoModelForCTC, resolve(str(model)))
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="cannot be loaded as AutoModelForCausalLM"):
+    with pytest.raises(ValueError, match="cannot be loaded as AutoModelForCausalLM") as refused:
         load_model(AutoModelForCausalLM, resolve(str(model)))
+    assert str(refused.value).endswith("says 'wav2vec2'; give a model of that kind, or take a recipe for this one.")
 
 
 def test_tokenizers_that_are_not_the_models_are_refused(model: Path) -> None:

@@ -164,6 +164,9 @@ def test_settings_and_lists_that_cannot_work_are_refused_in_words(tmp_path: Path
     path.write_text("\u0430\u043d\u043d\u0430\n")
     with pytest.raises(ValueError, match="no phrase of the catalogue can be searched"):
         PocketSphinxKeywordsConfig(catalogue=str(path)).fingerprint()
+    path.write_text("\U0001f600\n\u2615\n")
+    with pytest.raises(ValueError, match=r"phrases.txt': 0 phrases are left of 2 lines, lost_in_normalising: 2 \("):
+        PocketSphinxKeywordsConfig(catalogue=str(path)).fingerprint()
     with pytest.raises(ValueError, match="--catalogue"):
         PocketSphinxKeywordsConfig().fingerprint()
     for share in (0.0, 1.0, float("nan")):

@@ -54,11 +54,17 @@ class PocketSphinxKeywordsConfig(CatalogueOptions):
         """Reads the catalogue, once per process.
 
         Raises:
-            ValueError: none is named, or the file is missing or refused, naming line and remedy.
+            ValueError: none is named, or the file is missing, refused (naming line and remedy) or without a phrase.
         """
         found = CatalogueOptions.phrases(self)
         if found is None:
             raise ValueError(f"{self.NAME}: no catalogue; name a phrase list, for example --catalogue keywords.txt")
+        if not len(found):
+            lost = [finding for finding in found.findings if finding.kind != "no_phrases"]
+            raise ValueError(
+                f"phrase list '{self.catalogue}': 0 phrases are left of {sum(finding.count for finding in lost)} lines"
+                f"{''.join(f', {finding}' for finding in lost)}. Write phrases that can be said, one per line."
+            )
         return found
 
     def fingerprint(self) -> Mapping[str, str]:

@@ -144,7 +144,11 @@ def load_model(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
             **options,
         )
     except (ValueError, KeyError) as error:
-        raise ValueError(f"model '{checkpoint.name}' cannot be loaded as {auto_class.__name__}: {error}") from error
+        why = str(error)
+        if "Unrecognized configuration class" in why:  # followed by all the classes that transformers has
+            kind = json.loads((checkpoint.directory / "config.json").read_text("utf-8")).get("model_type")
+            why = f"its config.json says '{kind}'; give a model of that kind, or take a recipe for this one."
+        raise ValueError(f"model '{checkpoint.name}' cannot be loaded as {auto_class.__name__}: {why}") from error
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -117,7 +117,7 @@ def searchable(catalogue: Catalogue, dictionary: Mapping[str, Sequence[str]], ow
         said = [" ".join(way) for spelled in ways for way in islice(product(*spelled), MAX_PRONUNCIATIONS)]
         found.append((place, words, sizes, tuple(dict.fromkeys(said))))
     if not found:
-        reasons = "; ".join(out.message for out in left_out[:3]) or "it is empty"
+        reasons = "; ".join(out.message.rstrip(".") for out in left_out[:3]) or "it is empty"
         raise ValueError(f"no phrase of the catalogue can be searched: {reasons}. Mend it, or take another first pass.")
     top = max(weights[place] for place, *_ in found)
     total = top + math.log(sum(math.exp(weights[place] - top) for place, *_ in found))
