@@ -37,6 +37,13 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
+def is_missing(uri: str) -> bool:
+    """Says whether a local file, or the archive that holds it, is not there; URLs are not asked."""
+    member = _MEMBER.match(uri)
+    place = member[1] if member else uri
+    return not is_url(place) and not os.path.exists(place)
+
+
 @contextlib.contextmanager
 def open_binary(uri: str) -> Iterator[IO[bytes]]:
     """Opens a file, a URL or `archive.tar#member` of either, for reading from any place in it.

@@ -63,7 +63,9 @@ def prepare(words: Sequence[str]) -> int:
         given = PrepareCorpus(source=tyro.MISSING, directory=home)
         asked = tyro.cli(PrepareCorpus, default=given, args=rest, prog=f"ctxasr prepare {name}")
         if asked.segment is None:
-            print(manifest.prepare(name, asked.source, asked.directory, asked.corpus))
+            path, found = manifest.prepare(name, asked.source, asked.directory, asked.corpus)
+            print(path)
+            print(found, file=sys.stderr)
             return 0
         path, cut = manifest.prepare_windows(
             name, asked.source, asked.directory, asked.corpus, method=asked.segment, windows=asked.windows

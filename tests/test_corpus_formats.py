@@ -363,7 +363,7 @@ def test_parquet_with_audio_inside_is_extracted_once(tmp_path: Path) -> None:
     source = parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", rows)
     assert "ctxasr prepare hf_dataset" in refusal(source)
     assert "ctxasr prepare hf_dataset" in refusal(source.parent)
-    made = prepare("hf_dataset", tmp_path / "data", tmp_path / "out", "mine")
+    made, _ = prepare("hf_dataset", tmp_path / "data", tmp_path / "out", "mine")
     found = by_id(made)
     assert list(found) == ["84-1", "84-2", "84-3"]
     first = found["84-1"]
@@ -381,7 +381,7 @@ def test_parquet_with_audio_inside_is_extracted_once(tmp_path: Path) -> None:
 
 def test_a_prepared_manifest_gives_the_same_utterances(tmp_path: Path) -> None:
     source = kaldi(tmp_path / "dev")
-    made = prepare("kaldi", source, tmp_path / "out")
+    made, _ = prepare("kaldi", source, tmp_path / "out")
     assert read_corpus(made).equals(read_corpus(source))
     assert read_corpus(tmp_path / "out").equals(read_corpus(source)), "the folder stands for its manifest"
     assert read_corpus(source, kind="kaldi").equals(read_corpus(source))

@@ -10,6 +10,7 @@ import pytest
 from real import real
 from test_corpus_formats import by_id, encoded, heard, put, refusal
 
+from ctxasr_ray.cli import main
 from ctxasr_ray.corpora.manifest import kind_of, prepare, read_corpus
 from ctxasr_ray.corpora.praat import read_tiers
 
@@ -114,6 +115,11 @@ def test_short_and_long_textgrids_in_every_encoding_are_the_same_tiers(tmp_path:
         (grid(("A", [(1, 1, "a")])), "line 18: the interval ends at 1.0 s"),
         (grid(("A", [(0, 1, "a")])).replace('"a" ', '"a '), "line 18: got a quotation mark that is never closed"),
         (grid(("A", [(0, 1, "a"), (1, 2, "b")]))[:-60], "ends where a number was expected; copy it again"),
+        (grid(("A", [(-5, 1, "a")])), "line 18: the interval starts at -5.0 s, expected 0 or more"),
+        (grid(("A", [(0, 1, "a")])).replace("ls: size = 1", "ls: size = -1"), "line 14: says that it has -1 intervals"),
+        (grid(("A", [(0, 1, "a")])).replace("ls: size = 1", "ls: size = 1.5"), "1.5 intervals, expected a"),
+        (grid(("A", [(0, 1, "a")])).replace("\nsize = 1", "\nsize = 1e400"), "line 7: says that it has 1e400 tiers"),
+        (grid(("A", [(0, 1, ""), (1, 2, " ")])), "no interval of its 1 TextGrid(s) has a label"),
         (SHORT.replace("IntervalTier", "TextTier"), "is a TextTier, which says when and not from when to when"),
         (SHORT.replace("<exists>", "<absent>"), "has no tiers"),
         (SHORT.replace('"TextGrid"', '"PitchTier"'), "is a 'PitchTier', expected a TextGrid"),
@@ -133,6 +139,19 @@ def test_a_recording_that_is_missing_costs_its_own_rows_only(tmp_path: Path) -> 
     lost, found = read_corpus(folder).to_pylist()
     assert lost["audio_uri"] == str(folder / "audio" / "day1_consultation01_doctor.wav")
     assert heard(found) == pytest.approx(0.25, abs=1e-3)
+
+
+def test_prepare_says_what_it_found_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = consultation(tmp_path / "p", [(0, 1, "yes"), (1, 2, "no")])
+    words = ["prepare", "textgrid", "--source", str(folder), "--directory", str(tmp_path / "made")]
+    assert main(words) == 0
+    written, said = capsys.readouterr()
+    assert written == f"{tmp_path / 'made' / 'manifest.jsonl'}\n"
+    assert said == "3 utterances, 1 sessions, 0.00 h\n"
+    lost = folder / "audio" / "day1_consultation01_doctor.wav"
+    lost.unlink()
+    assert main(words) == 0
+    assert f"; 1 of 2 recordings are missing, first {lost}" in capsys.readouterr().err
 
 
 def test_the_real_consultations_are_read() -> None:
@@ -179,7 +198,7 @@ def test_libriheavy_has_its_text_with_case_and_without(tmp_path: Path) -> None:
     assert dict(row["attributes"])["asr_text"] == "DON'T DIVE SHE SAID NEVER"
     assert (row["recording_id"], row["speaker_id"]) == ("small/100/sea/01_sea", "100")
     assert heard(row) == pytest.approx(0.5, abs=1e-3)
-    made = prepare("libriheavy_normalised", path, tmp_path / "out")
+    made, _ = prepare("libriheavy_normalised", path, tmp_path / "out")
     assert read_corpus(made)["reference"].to_pylist() == ["DON'T DIVE SHE SAID NEVER"]
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ctxasr_ray import audio, schema
-from ctxasr_ray.archive import is_url
+from ctxasr_ray.archive import is_missing, is_url
 from ctxasr_ray.corpora import (
     aishell,
     common_voice,
@@ -86,7 +87,7 @@ def read_corpus(path: str | Path, corpus: str | None = None, kind: str | None = 
     return _with_durations(READERS[kind or kind_of(path)](path, corpus))
 
 
-def prepare(kind: str, source: str | Path, directory: str | Path, corpus: str | None = None) -> Path:
+def prepare(kind: str, source: str | Path, directory: str | Path, corpus: str | None = None) -> tuple[Path, str]:
     """Writes the manifest of a corpus of any kind, which `read_corpus` and every recipe read.
 
     Args:
@@ -96,14 +97,30 @@ def prepare(kind: str, source: str | Path, directory: str | Path, corpus: str | 
         corpus: Name of the corpus.
 
     Returns:
-        The manifest, whole or absent.
+        The manifest, whole or absent, and what it holds, for people: `summary`.
 
     Raises:
         ManifestError: as `read_corpus`.
     """
     if kind == "hf_dataset":
-        return hf_dataset.extract(source, directory, corpus)
-    return write_manifest(read_corpus(source, corpus, kind), directory)
+        path = hf_dataset.extract(source, directory, corpus)
+        return path, summary(read_corpus(path, corpus, "nemo"))
+    table = read_corpus(source, corpus, kind)
+    return write_manifest(table, directory), summary(table)
+
+
+def summary(table: pa.Table) -> str:
+    """How many utterances, sessions and hours of UTTERANCES there are, and which local recordings are not there."""
+    durations = table["duration_s"]
+    found = f"{table.num_rows:,} utterances, {pc.count_distinct(table['session_id']).as_py():,} sessions, "
+    found += f"{(pc.sum(durations).as_py() or 0.0) / 3600:.2f} h"
+    if durations.null_count:
+        found += f" and {durations.null_count:,} utterances of unknown length"
+    recordings = table["audio_uri"].unique().to_pylist()
+    missing = [uri for uri in recordings if is_missing(uri)]
+    if missing:
+        found += f"; {len(missing):,} of {len(recordings):,} recordings are missing, first {missing[0]}"
+    return found
 
 
 def prepare_windows(

@@ -55,8 +55,8 @@ def read_tiers(path: Path) -> list[Tier]:
         The tiers in the order of the file.
 
     Raises:
-        ManifestError: not a TextGrid, cut short, without a tier, with a tier of points, or with intervals that overlap
-            within their tier, naming file, line and remedy.
+        ManifestError: not a TextGrid, cut short, without a tier, with a tier of points, with a count that is no whole
+            number, or with intervals that overlap within their tier or start below 0; names file, line and remedy.
     """
     tokens = _Tokens(path, _text(path))
     kind = tokens.string(), tokens.string()
@@ -65,7 +65,7 @@ def read_tiers(path: Path) -> list[Tier]:
     tokens.number(), tokens.number()
     if tokens.take("flag") == "absent":
         raise ManifestError(path, "has no tiers; transcribe it, or move the file away")
-    return [_tier(path, tokens) for _ in range(int(tokens.number()))]
+    return [_tier(path, tokens) for _ in range(tokens.count("tiers"))]
 
 
 def _tier(path: Path, tokens: "_Tokens") -> Tier:
@@ -75,9 +75,11 @@ def _tier(path: Path, tokens: "_Tokens") -> Tier:
         raise ManifestError(path, problem, tokens.line)
     tokens.number(), tokens.number()
     intervals: list[Interval] = []
-    for _ in range(int(tokens.number())):
+    for _ in range(tokens.count("intervals")):
         start_s, end_s, label = tokens.number(), tokens.number(), tokens.string()
         found = Interval(start_s, end_s, label.strip(), tokens.line)
+        if found.start_s < 0:
+            raise ManifestError(path, f"the interval starts at {start_s} s, expected 0 or more", found.line)
         if found.end_s <= found.start_s:
             raise ManifestError(path, f"the interval ends at {end_s} s, before or where it starts", found.line)
         if intervals and found.start_s < intervals[-1].end_s - _TOLERANCE_S:
@@ -125,3 +127,11 @@ class _Tokens:
 
     def number(self) -> float:
         return float(self.take("number"))
+
+    def count(self, what: str) -> int:
+        digits = self.take("number")
+        if not digits.isdecimal():
+            raise ManifestError(
+                self._path, f"says that it has {digits[:40]} {what}, expected a whole number", self.line
+            )
+        return int(digits)

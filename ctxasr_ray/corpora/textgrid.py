@@ -36,8 +36,8 @@ def read(path: str | Path, corpus: str | None = None) -> pa.Table:
         there is named where it was expected, and its rows fail when it is read.
 
     Raises:
-        ManifestError: no TextGrid, a tag that is not known or not closed, tiers of one recording that overlap, or a
-            file refused by `praat.read_tiers`.
+        ManifestError: no TextGrid, none with a label, a tag that is not known or not closed, tiers of one recording
+            that overlap, or a file refused by `praat.read_tiers`.
     """
     top = Path(path).absolute()
     files = sorted(top.rglob("*.TextGrid")) if top.is_dir() else [top]
@@ -51,6 +51,8 @@ def read(path: str | Path, corpus: str | None = None) -> pa.Table:
         if first != file:
             raise ManifestError(file, f"has the name of {first}; rename one of them and its recording")
         rows += [{**row, "corpus": name} for row in _recording(file)]
+    if not rows:
+        raise ManifestError(path, f"no interval of its {len(files)} TextGrid(s) has a label; transcribe one")
     return schema.conform(pa.Table.from_pylist(rows, schema=schema.UTTERANCES), "utterances")
 
 
