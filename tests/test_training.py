@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoFeatureExtractor,
@@ -347,6 +348,65 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> 
     kept = tmp_path / "checkpoint.safetensors"
     if kept.exists():
         assert all(bool(t.isfinite().all()) for t in load_file(kept).values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Spoiling:
+    """A task whose weights or loss are multiplied in one step, as by an update that was far too long."""
+
+    task: Any
+    step: int
+    weights: float = 1.0
+    loss: float = 1.0
+    figure: float | None = None
+    """What dev gives."""
+
+    def build(self, directory: Path, num_processes: int) -> Task:
+        built: Any = self.task.build(directory, num_processes)
+        count, loss, evaluate = itertools.count(), built.loss, built.evaluate
+
+        def spoil(parameter: Any) -> None:
+            parameter.data.mul_(self.weights)
+
+        def spoilt(batch: object, counts: object) -> object:
+            if next(count) != self.step:
+                return loss(batch, counts)
+            next(built.model.parameters()).register_post_accumulate_grad_hook(spoil)
+            return loss(batch, counts) * self.loss
+
+        built.loss = spoilt
+        built.evaluate = lambda: evaluate() if self.figure is None else {"dev_wer": self.figure}
+        return built  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("factor", "figure", "message"),
+    [
+        (float("nan"), None, "after step 4: .* weights are not finite"),
+        (1e30, None, "after step 4: .* weights are not finite in half precision"),  # published as infinities
+        (1.0, float("nan"), "after step 4: figures on dev are not finite.*dev_wer"),
+    ],
+)
+def test_what_the_last_step_breaks_is_not_published(
+    factor: float, figure: float | None, message: str, tmp_path: Path
+) -> None:
+    config = small_lm(num_steps=4)
+    spoilt: Any = Spoiling(task=config.task, step=3, weights=factor, figure=figure)
+    with pytest.raises(TrainingDivergedError, match=f"{message}.*last good checkpoint"):
+        run(dataclasses.replace(config, task=spoilt), tmp_path)
+    assert not (tmp_path / "training.json").exists()
+    assert not (tmp_path / "model").exists()
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "2"
+
+
+def test_a_checkpoint_whose_weights_ruin_the_next_loss_does_not_count(tmp_path: Path) -> None:
+    config = small_lm(checkpoint_every=1)
+    spoilt: Any = Spoiling(task=config.task, step=3, loss=float("nan"))
+    with pytest.raises(TrainingDivergedError, match=r"step 3: the loss is nan.*last good checkpoint"):
+        run(dataclasses.replace(config, task=spoilt), tmp_path)
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "2"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ at any moment goes on from its last checkpoint and ends with the weights of an u
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def run(config: TrainingConfig, directory: str | Path) -> Path:
 
     Raises:
         ValueError: the directory belongs to another config, or the data is unusable.
-        TrainingDivergedError: a loss or gradient was not finite; the last checkpoint is kept.
+        TrainingDivergedError: a loss, gradient, weight or dev figure was not finite; the last good checkpoint is kept.
         OSError: the disk; the last checkpoint is kept.
     """
     directory = Path(directory)
@@ -53,8 +54,8 @@ def run(config: TrainingConfig, directory: str | Path) -> Path:
     if not (directory / RESULT).exists():
         with _settled(config):
             task = config.task.build(directory, config.num_processes)
-            seconds = _train(config, task, directory, Alone(torch.device(config.device)))
-            _finish(config, task, directory, seconds)
+            seconds, figures = _train(config, task, directory, Alone(torch.device(config.device)))
+            _finish(config, task, directory, seconds, figures)
     return directory / MODEL
 
 
@@ -84,12 +85,11 @@ def run_together(config: TrainingConfig, directory: str | Path) -> None:
     with _settled(config):
         with workers.first():
             task = config.task.build(directory, config.num_processes)
-        seconds = _train(config, task, directory, workers)
+        seconds, figures = _train(config, task, directory, workers)
         if workers.rank == 0:  # the model may lie in pieces, and so cannot be published
             task = config.task.build(directory, config.num_processes)
             checkpoint.load(directory / checkpoint.FILE, task.model, _adamw(task.model, config.optimiser))
-            task.model.to(device)
-            _finish(config, task, directory, seconds)
+            _finish(config, task, directory, seconds, figures)
 
 
 @contextlib.contextmanager
@@ -105,8 +105,11 @@ def _settled(config: TrainingConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _train(config: TrainingConfig, task: Task, directory: Path, workers: Workers) -> float:
-    """Runs the steps that are left; returns the seconds of this process."""
+def _train(config: TrainingConfig, task: Task, directory: Path, workers: Workers) -> tuple[float, dict[str, float]]:
+    """Runs the steps that are left; returns the seconds of this process and the figures on dev.
+
+    A checkpoint counts once the loss of the next step, or at the end dev, has shown that its weights are good.
+    """
     if config.gradient_checkpointing:
         _recompute(task.model)
     module = workers.spread(TaskLoss(task))
@@ -114,6 +117,7 @@ def _train(config: TrainingConfig, task: Task, directory: Path, workers: Workers
     path = directory / checkpoint.FILE
     start = checkpoint.load(path, task.model, optimiser)
     writes = workers.rank == 0
+    unproven, proving = path.with_suffix(".unproven"), -1
     log = _Log(directory / LOG if writes else Path(os.devnull), start, config.log_every)
     began = time.perf_counter()
     steps = batches.steps(task.lengths, config.batch_size, config.seed, start=start, stop=config.num_steps)
@@ -124,18 +128,35 @@ def _train(config: TrainingConfig, task: Task, directory: Path, workers: Workers
             advance(f"loss {loss:.3f}")
             done = step + 1
             log.add(done, loss)
+            if writes and done - 1 == proving:
+                unproven.replace(path)
             if done % config.evaluate_every == 0 and done < config.num_steps:
-                with workers.whole(module):
-                    log.write({"step": done, **_figures(task)})
-            if done % config.checkpoint_every == 0 or done == config.num_steps:
-                checkpoint.save(path, done, task.model, optimiser, writes=writes)
-    return time.perf_counter() - began
+                log.write({"step": done, **_figures(update, done)})
+            if done % config.checkpoint_every == 0 and done < config.num_steps:
+                update.refuse_weights(done)
+                checkpoint.save(unproven, done, task.model, optimiser, writes=writes)
+                proving = done
+    update.refuse_weights(config.num_steps)
+    figures = _figures(update, config.num_steps)
+    if start < config.num_steps:
+        checkpoint.save(path, config.num_steps, task.model, optimiser, writes=writes)
+    return time.perf_counter() - began, figures
 
 
-def _figures(task: Task) -> dict[str, float]:
-    task.model.eval()
-    with torch.inference_mode():
-        return task.evaluate()
+def _figures(update: Update, done: int) -> dict[str, float]:
+    """Dev, by every worker.
+
+    Raises:
+        TrainingDivergedError: a figure is not finite, on every worker.
+    """
+    update.task.model.eval()
+    with update.workers.whole(update.module), torch.inference_mode():
+        try:
+            figures = update.task.evaluate()
+        except OverflowError:  # the exponential of the loss
+            figures = {"dev": math.inf}
+    update.refuse_figures(done, figures)
+    return figures
 
 
 def _recompute(model: Any) -> None:
@@ -181,8 +202,7 @@ def _claim(config: TrainingConfig, directory: Path) -> None:
         )
 
 
-def _finish(config: TrainingConfig, task: Task, directory: Path, seconds: float) -> None:
-    figures = _figures(task)
+def _finish(config: TrainingConfig, task: Task, directory: Path, seconds: float, figures: dict[str, float]) -> None:
     task.model.to("cpu")
     task.publish(directory / MODEL)
     result = {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.distributed.tensor import DTensor
 
 from ctxasr_ray.training import checkpoint
 from ctxasr_ray.training.config import Task, TrainingConfig
@@ -23,7 +24,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class TrainingDivergedError(ArithmeticError):
-    """A loss or gradient is not finite; says at which step, on which examples, and what is kept."""
+    """A loss, gradient, weight or dev figure is not finite; says at which step, on which examples, and what is kept."""
 
 
 class TaskLoss(torch.nn.Module):
@@ -81,6 +82,31 @@ class Update:
         self.optimiser.zero_grad(set_to_none=True)
         return value
 
+    def refuse_weights(self, done: int) -> None:
+        """Refuses weights that could not be published, which is in half precision; frozen ones are not looked at.
+
+        Raises:
+            TrainingDivergedError: a weight or buffer is not finite or beyond float16, on every worker.
+        """
+        model = self.task.model
+        moved = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        moved |= {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+        bad = [name for name, tensor in moved.items() if not bool(_own(tensor).half().isfinite().all())]
+        if self.workers.sum([float(len(bad))])[0]:
+            shown = f"{len(bad)} weights are not finite in half precision, first {bad[:3]}"
+            raise TrainingDivergedError(_diverged(self.config, f"after step {done}: {shown}", self.directory))
+
+    def refuse_figures(self, done: int, figures: Mapping[str, float]) -> None:
+        """Refuses what a broken model gives on dev.
+
+        Raises:
+            TrainingDivergedError: a figure is not finite, on every worker.
+        """
+        bad = {name: value for name, value in figures.items() if not np.isfinite(value)}
+        if self.workers.sum([float(len(bad))])[0]:
+            shown = f"figures on dev are not finite: {bad}"
+            raise TrainingDivergedError(_diverged(self.config, f"after step {done}: {shown}", self.directory))
+
     def _part(self, step: int, number: int, indices: Indices) -> "_Part":
         own = indices[number :: self.config.num_parts]
         # More parts than examples: every worker takes part in every step, with an example that counts for nothing.
@@ -109,10 +135,19 @@ class _Part:
 def _divergence(config: TrainingConfig, task: Task, step: int, loss: float, indices: Indices, directory: Path) -> str:
     names = task.names(indices)
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    what = f"the loss is {loss}" if not np.isfinite(loss) else f"the loss is {loss:.4f}, but its gradient is not finite"
+    return _diverged(config, f"step {step}: {what} on the batch of {shown}", directory)
+
+
+def _diverged(config: TrainingConfig, what: str, directory: Path) -> str:
     path = directory / checkpoint.FILE
     kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
-    what = f"the loss is {loss}" if not np.isfinite(loss) else f"the loss is {loss:.4f}, but its gradient is not finite"
     return (
-        f"training '{config.name}', step {step}: {what} on the batch of {shown}; {kept}. Look at these examples, or "
-        f"start again in a new directory with a lower learning rate (now {config.optimiser.learning_rate:g})."
+        f"training '{config.name}', {what}; {kept}. Look at these examples, or start again in a new directory with a "
+        f"lower learning rate (now {config.optimiser.learning_rate:g})."
     )
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, or the piece of it that lies here."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
