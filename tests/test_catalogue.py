@@ -1,5 +1,6 @@
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,31 @@ def test_published_lists_hold_a_hundred_distractors_each() -> None:
     assert min(len(phrases) for phrases in lists.values()) >= 100
     union = read_entries(path.read_bytes(), str(path), "is21")
     assert len(union) == len({entry.phrase for phrases in lists.values() for entry in phrases})
+
+
+def _calls(num_lines: int) -> int:
+    """Python calls that reading so many lines takes, of a kind that no cache knows."""
+    lines = "".join(f"{chr(97 + n % 26)}{num_lines + n} Name\n" for n in range(num_lines)).encode()
+    entries = read_entries(lines, "a.txt", "lines")
+    count = 0
+
+    def counted(frame: object, event: str, _: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counted)
+    try:
+        catalogue(entries)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_work_grows_with_the_lines_and_few_calls_are_made_for_each() -> None:
+    catalogue(["warm 1"])
+    few, many = _calls(1_000), _calls(8_000)
+    assert many / few < 8.2
+    assert many / 8_000 < 100, "Whisper's normaliser alone makes 200 for a name with a digit"
 
 
 @pytest.mark.slow

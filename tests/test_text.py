@@ -5,6 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from real import real
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from ctxasr_ray import text
 
@@ -129,6 +130,18 @@ def test_the_short_cut_for_plain_words_changes_nothing(words: list[str], upper: 
     whisper = pytest.importorskip("whisper.normalizers")
     raw = " ".join(words).upper() if upper else " ".join(words)
     assert text.normalise(raw, "whisper_english") == " ".join(whisper.EnglishTextNormalizer()(raw).split())
+
+
+_NAME_PARTS = "a1 1st 20 3.5 5% $4 mr one half and colour Café Jean-Luc i'ma n't um hmm be st 's (x) <m>r ½ É"
+_NAMES = st.sampled_from(_NAME_PARTS.split(" "))
+
+
+@given(words=st.lists(_NAMES | st.text("ab1'. é", max_size=5), max_size=8), joint=st.sampled_from([" ", "", "-", " '"]))
+@settings(max_examples=600, deadline=None)
+def test_the_short_cuts_for_names_change_nothing(words: list[str], joint: str) -> None:
+    normalise = EnglishTextNormalizer(text.american_spellings())
+    raw = joint.join(words)
+    assert text.normalise(raw, "whisper_english") == " ".join(normalise(raw).split())
 
 
 def test_the_short_cut_changes_no_librispeech_reference() -> None:
