@@ -350,6 +350,35 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> 
         assert all(bool(t.isfinite().all()) for t in load_file(kept).values())
 
 
+@pytest.mark.parametrize("field", ["log_every", "checkpoint_every", "evaluate_every"])
+def test_steps_between_that_are_none_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}.* 0.*at least 1"):
+        small_lm(**{field: 0})
+
+
+@pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), float("inf")])
+def test_a_learning_rate_that_cannot_teach_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"learning_rate is .*more than 0"):
+        Optimiser(learning_rate=rate)
+
+
+def test_a_checkpoint_that_is_cut_short_is_refused_and_a_cut_line_of_the_log_is_dropped(tmp_path: Path) -> None:
+    config = small_lm(log_every=1)
+    with pytest.raises(TrainingDivergedError):
+        run(dataclasses.replace(config, task=Spoiling(task=config.task, step=5, loss=float("nan"))), tmp_path)  # type: ignore[arg-type]
+    whole = small_lm(log_every=1)
+    (tmp_path / "config.json").unlink()
+    log, kept = tmp_path / "log.jsonl", tmp_path / "checkpoint.safetensors"
+    log.write_text(log.read_text() + '{"step": 3, "lo')
+    content = kept.read_bytes()
+    kept.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors cannot be read.*remove it"):
+        run(whole, tmp_path)
+    kept.write_bytes(content)
+    run(whole, tmp_path)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 10))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Spoiling:
     """A task whose weights or loss are multiplied in one step, as by an update that was far too long."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -56,21 +56,17 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -
     """Restores what `save` wrote and returns the number of steps done; 0 where there is no checkpoint.
 
     Raises:
-        ValueError: the file belongs to another architecture.
+        ValueError: the file belongs to another architecture, or is cut short.
     """
     if not path.exists():
         return 0
-    weights: dict[str, Tensor] = {}
-    state: dict[int, dict[str, Any]] = {}
-    with safe_open(path, framework="pt") as file:
-        step = int(json.loads(file.metadata()["step"]))
-        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            kind, _, name = key.partition("/")
-            if kind == "model":
-                weights[name] = file.get_tensor(key)
-            else:
-                number, _, moment = name.partition("/")
-                state.setdefault(int(number), {})[moment] = file.get_tensor(key)
+    try:
+        step, weights, state = _read(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors: {error}. It is no whole checkpoint: copy it again, or remove it, "
+            "and the training starts from its first step."
+        ) from error
     own = _parameters(model)
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
         raise ValueError(f"{path}: its weights are of another architecture; train in a new directory.")
@@ -83,6 +79,22 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -
             moments[name] = _like(trained[index], value)
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return step
+
+
+def _read(path: Path) -> tuple[int, dict[str, Tensor], dict[int, dict[str, Any]]]:
+    """Steps done, weights by name, and moments by number of the weight."""
+    weights: dict[str, Tensor] = {}
+    state: dict[int, dict[str, Any]] = {}
+    with safe_open(path, framework="pt") as file:
+        step = int(json.loads(file.metadata()["step"]))
+        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            kind, _, name = key.partition("/")
+            if kind == "model":
+                weights[name] = file.get_tensor(key)
+            else:
+                number, _, moment = name.partition("/")
+                state.setdefault(int(number), {})[moment] = file.get_tensor(key)
+    return step, weights, state
 
 
 def whole(tensor: Tensor) -> Tensor:

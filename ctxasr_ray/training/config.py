@@ -70,6 +70,21 @@ class Optimiser:
     clip_norm: float = 1.0
     """Longest gradient, over all weights."""
 
+    def __post_init__(self) -> None:
+        """Refuses what moves nothing, or nowhere.
+
+        Raises:
+            ValueError: names the field.
+        """
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"optimiser: {name} is {getattr(self, name)}; expected more than 0, and finite")
+        if self.warm_up_steps < 0 or not 0 <= self.weight_decay < float("inf") or not 0 <= self.beta_2 < 1:
+            raise ValueError(
+                f"optimiser: warm_up_steps is {self.warm_up_steps}, weight_decay {self.weight_decay} and beta_2 "
+                f"{self.beta_2}; expected at least 0, at least 0, and 0 or more and less than 1"
+            )
+
     def rate(self, step: int, num_steps: int) -> float:
         """Gives the learning rate of a step, counted from 0."""
         if step < self.warm_up_steps:
@@ -124,6 +139,12 @@ class TrainingConfig:
             raise ValueError(
                 f"num_steps is {self.num_steps}, batch_size {self.batch_size} and num_parts {self.num_parts}; each "
                 "must be at least 1"
+            )
+        if min(self.log_every, self.checkpoint_every, self.evaluate_every) < 1:
+            raise ValueError(
+                f"log_every is {self.log_every}, checkpoint_every {self.checkpoint_every} and evaluate_every "
+                f"{self.evaluate_every} steps; each must be at least 1. For never give more than num_steps, "
+                f"{self.num_steps}: what comes at the end comes anyway"
             )
 
 

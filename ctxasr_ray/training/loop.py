@@ -231,8 +231,10 @@ class _Log:
     began: float = dataclasses.field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.start]
+        whole = (
+            self.path.read_text("utf-8").rpartition("\n")[0] if self.path.exists() else ""
+        )  # a kill cuts the last line
+        kept = [line for line in whole.splitlines() if json.loads(line)["step"] <= self.start]
         self.path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
     def add(self, done: int, loss: float) -> None:
