@@ -70,6 +70,7 @@ def test_scores_and_spellings_come_along(tmp_path: Path) -> None:
         ("a.txt", "sherpa", "zimbrato\t2.5\n", "--catalogue-format scored"),
         ("a.txt", "sherpa", "good\n\u2581ZIM BRATO :2.5\n", "line 2: has #threshold, @name or \u2581"),
         ("a.txt", "nemo", "good\nzimbrato :2.0\n", "line 2: 'zimbrato :2.0' ends like a score of sherpa"),
+        ("a.txt", "nemo", "good\n_zim_brato\n", "line 2: '_zim_brato' has no phrase before"),
         ("a.txt", None, "good\nzim\x01brato\n", "line 2: 'zim\\x01brato' holds the control character"),
         ("a.txt", None, b"good\nzim\0brato\n", "line 2: a NUL byte"),
         ("a.txt", None, "zimbrato\n".encode("utf-16-le"), "UTF-16"),

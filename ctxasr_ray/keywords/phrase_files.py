@@ -10,7 +10,8 @@
 | json | .json, .jsonl | a string, or {"phrase": ..., "score": ..., "spellings": [...]}; or one object phrase -> score |
 
 A list per utterance is an `is21` file, a JSON object utterance_id -> phrases, or JSON lines
-{"utterance_id": ..., "phrases": [...]}. A line that another format explains better is refused with that format's name.
+{"utterance_id": ..., "phrases": [...]}. A line that another format explains better is refused with that format's name, and so
+is a phrase with a control character. Lines end as on Unix, Windows or old Macs.
 """
 
 import re
@@ -165,6 +166,8 @@ def _nemo(path: str, line: int, text: str) -> Entry:
         raise refused(path, line, f"{len(columns)} columns, expected phrase_spelling_spelling, perhaps TAB score")
     _no_sherpa_score(path, line, columns[0])
     phrase, *spellings = whole(path, line, columns[0]).split("_")
+    if not phrase.strip():
+        raise refused(path, line, f"'{columns[0]:.60}' has no phrase before its first underscore")
     weight = score(path, line, phrase, columns[1].strip()) if len(columns) == 2 else None
     return Entry(line, phrase, weight, tuple(s for s in spellings if s.strip()))
 
