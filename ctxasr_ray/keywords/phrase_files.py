@@ -10,8 +10,8 @@
 | json | .json, .jsonl | a string, or {"phrase": ..., "score": ..., "spellings": [...]}; or one object phrase -> score |
 
 A list per utterance is an `is21` file, a JSON object utterance_id -> phrases, or JSON lines
-{"utterance_id": ..., "phrases": [...]}. A line that another format explains better is refused with that format's name, and so
-is a phrase with a control character. Lines end as on Unix, Windows or old Macs.
+{"utterance_id": ..., "phrases": [...]}. A line that another format explains better is refused with that format's name,
+and so is a phrase with a control character. Lines end as on Unix, Windows or old Macs.
 """
 
 import re
