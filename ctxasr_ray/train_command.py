@@ -13,6 +13,7 @@ import tyro
 from ctxasr_ray.recipes.tiny_models import TRAININGS
 from ctxasr_ray.stage import Resources
 from ctxasr_ray.training.config import TrainingConfig
+from ctxasr_ray.training.left_out import in_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +76,9 @@ def train(words: Sequence[str]) -> int:
     except TrainingDivergedError as error:
         print(f"ctxasr train: {error}", file=sys.stderr)
         return 1
-    figures = json.loads((options.directory / RESULT).read_text("utf-8"))["figures"]
-    shown = ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
-    print(f"{options.directory / MODEL}: {shown}")
+    result = json.loads((options.directory / RESULT).read_text("utf-8"))
+    shown = ", ".join(f"{figure} {value:.4g}" for figure, value in result["figures"].items())
+    print(f"{options.directory / MODEL}: {shown}; {result['num_examples']} examples, {in_words(result['left_out'])}")
     return 0
 
 

@@ -96,11 +96,10 @@ def test_the_score_that_is_trained_is_the_score_that_rescoring_ranks_by(made: Pa
         assert scores_H == pytest.approx(fused[name][: len(scores_H)], abs=1e-3)
 
 
-def test_a_list_that_the_model_cannot_read_is_left_out(made: Path, tmp_path: Path) -> None:
+def test_lists_that_the_model_cannot_read_are_left_out_and_named_where_none_is_left(made: Path, tmp_path: Path) -> None:
     saved_speech_lm(tmp_path, max_position_embeddings=32)
-    built = _task(made, initial=str(tmp_path)).build(tmp_path, 0)
-    assert len(built.lengths) == 0
-    assert any("the model takes 32" in reason for reason in built.left_out.values())
+    with pytest.raises(ValueError, match=r"no list of split 'dev' .*2 left out \(.*the model takes 32.*give a run"):
+        _task(made, initial=str(tmp_path)).build(tmp_path, 0)
 
 
 def test_expected_errors_fall_and_the_scorer_takes_the_updates(made: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,9 +135,25 @@ def test_steps_from_the_middle_are_the_rest_of_the_steps_from_the_start() -> Non
         assert [(s, b.tolist()) for s, b in rest] == [(s, b.tolist()) for s, b in whole[start:]]
 
 
-def test_no_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match="left_out"):
-        next(batches.steps(np.zeros(0, np.int64), 10, 0, start=0, stop=1))
+def test_what_nothing_is_left_of_is_refused_before_training_with_the_reasons(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"num_utterances of split 'dev' is 0"):
+        SyntheticSpeech(num_utterances=0, split="dev")
+    row = {"audio_filepath": str(tmp_path / "a.wav"), "text": "abc", "split": "train", "duration": 1.0}
+    (tmp_path / "corpus.jsonl").write_text(json.dumps(row) + "\n")
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    own = TableSpeech(path=str(tmp_path / "corpus.jsonl"))
+    task = dataclasses.replace(tone_task(own), dev=dataclasses.replace(own, split="dev"))
+    with pytest.raises(ValueError, match=r'no recording of split \'dev\' of .*corpus.jsonl.*"split": "dev"'):
+        run(tone_ctc(task=task), tmp_path / "no_dev")
+    unwritable = dataclasses.replace(tone_task(own), characters="xy")
+    with pytest.raises(ValueError, match=r"1 left out \(.*its text 'abc' has"):
+        run(tone_ctc(task=unwritable), tmp_path / "no_train")
+    (tmp_path / "dev.txt").write_text("\n")
+    task = small_lm().task
+    assert isinstance(task, LanguageModelTask)
+    silent = dataclasses.replace(task, dev=TextFile(path=str(tmp_path / "dev.txt"), split="dev"))
+    with pytest.raises(ValueError, match=r"no sentence of TextFile.*dev\.txt"):
+        run(small_lm(task=silent), tmp_path / "no_text")
 
 
 # ---- objectives
@@ -207,7 +224,7 @@ def test_log_mel_is_what_the_extractor_gives_at_inference() -> None:
 
 
 def test_an_utterance_longer_than_the_window_is_left_out_with_its_reason(tmp_path: Path) -> None:
-    source = ToneSpeech(num_utterances=4, seconds_per_letter=0.3)
+    source = ToneSpeech(num_utterances=4, seconds_per_letter=0.19)
     made = features.compute(source, WhisperFeatureExtractor(chunk_length=1), tmp_path, num_processes=0)
     assert len(made) + len(made.left_out) == 4
     assert made.left_out

@@ -81,11 +81,6 @@ class Adaptation:
         left_out: dict[str, str] = {}
         for part, recordings in (("train", config.train), ("dev", config.dev)):
             spoken = features.compute(recordings, encoder.extractor, parent / part, num_processes=num_processes)
-            if not len(spoken):
-                raise ValueError(
-                    f"training: {recordings.path} has no recording of split '{recordings.split}' that can be used; "
-                    f'give some of its rows "split": "{recordings.split}".'
-                )
             heard = hear(spoken, encoder, self.quantiser, None, directory / f"{part}_units.npz")
             examples[part] = list(zip(spoken.names, map(self._written.units, heard.units), strict=True))
             left_out |= spoken.left_out

@@ -45,11 +45,13 @@ def steps(
 ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Yields (step, example indices) for steps `start` to `stop`, over as many epochs as they take.
 
-    Raises:
-        ValueError: there are no examples.
+    Args:
+        lengths: At least one.
+        batch_size: As `epoch_batches`.
+        seed: Of the run.
+        start: First step.
+        stop: The step after the last.
     """
-    if not len(lengths):
-        raise ValueError("training: no examples are left to train on; see `left_out` in training.json for the reasons.")
     step = epoch = 0
     while step < stop:
         batches = epoch_batches(lengths, batch_size, seed, epoch)

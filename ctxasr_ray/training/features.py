@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctxasr_ray.training import cache
+from ctxasr_ray.training.left_out import refuse_nothing
 from ctxasr_ray.training.progress import bar
 from ctxasr_ray.training.sources import Speech, described
 
@@ -89,6 +90,9 @@ def compute(source: Speech, extractor: Any, directory: Path, *, num_processes: i
         extractor: A Hugging Face feature extractor.
         directory: Where the parts lie, the digest of what they are made of appended to its name; made if missing.
         num_processes: 0 computes in this process.
+
+    Raises:
+        ValueError: no recording can be used; says why.
     """
     made_of = {"source": described(source), "extractor": json.loads(extractor.to_json_string())}
     directory = cache.claim(directory, made_of)
@@ -106,7 +110,12 @@ def compute(source: Speech, extractor: Any, directory: Path, *, num_processes: i
                 for job in as_completed(jobs):
                     job.result()
                     advance("")
-    return _open(directory, starts, cache.digest(made_of))
+    opened = _open(directory, starts, cache.digest(made_of))
+    split = getattr(source, "split", "train")
+    where = getattr(source, "path", "the corpus")
+    remedy = f'give some of its rows "split": "{split}", and a reference where the training reads one'
+    refuse_nothing(opened, f"recording of split '{split}' of {where}", opened.left_out, remedy)
+    return opened
 
 
 def _compute_part(source: Speech, extractor: Any, directory: Path, start: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ctxasr_ray.training.left_out import refuse_nothing
 from ctxasr_ray.training.sources import SyntheticText, TextFile
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class LanguageModel:
         self.left_out = {}
         self._train = self._encode(sentences)
         self._dev_sentences = list(config.dev.sentences())
+        refuse_nothing(self._dev_sentences, f"sentence of {config.dev}", {}, "give a source with some")
         self._dev = self._encode(self._dev_sentences)
         self.lengths = np.asarray([len(ids) for ids in self._train], np.int64)
         settings = LlamaConfig(

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from ctxasr_ray.stage import identity
 from ctxasr_ray.training import batches, checkpoint
 from ctxasr_ray.training.config import Optimiser, Task, TrainingConfig
+from ctxasr_ray.training.left_out import in_words, refuse_nothing
 from ctxasr_ray.training.progress import bar
 from ctxasr_ray.training.publish import digests
 from ctxasr_ray.training.update import TaskLoss, TrainingDivergedError, Update
@@ -110,6 +112,9 @@ def _train(config: TrainingConfig, task: Task, directory: Path, workers: Workers
 
     A checkpoint counts once the loss of the next step, or at the end dev, has shown that its weights are good.
     """
+    refuse_nothing(task.lengths, f"example to train on of '{config.name}'", task.left_out, "mend them or give others")
+    if task.left_out and workers.rank == 0:
+        print(f"training '{config.name}': {in_words(task.left_out)}.", file=sys.stderr)
     if config.gradient_checkpointing:
         _recompute(task.model)
     module = workers.spread(TaskLoss(task))

@@ -16,6 +16,7 @@ from ctxasr_ray.models import checkpoint
 from ctxasr_ray.models.speech_llm import written_place
 from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.training.committed_lists import CommittedLists, ListExample
+from ctxasr_ray.training.left_out import refuse_nothing
 from ctxasr_ray.training.trainable import Lora, save_lora
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class Mwer:
         self.model: Any = config.lora.around(base)
         limit = getattr(base.config, "max_position_embeddings", None) or math.inf
         self._train, self.left_out = self._fitting(config.train, limit)
-        self._dev, _ = self._fitting(config.dev, limit)
+        self._dev, unlike = self._fitting(config.dev, limit)
+        remedy = "give a run with more utterances of the split, or raise num_hypotheses"
+        where = f"list of split '{config.dev.split}' of run folder {config.dev.root}"
+        refuse_nothing(self._dev, where, unlike, remedy)
         self.lengths = np.asarray([len(one.texts) * one.longest for one in self._train], np.int64)
 
     def _fitting(self, lists: CommittedLists, limit: float) -> "tuple[list[_List], dict[str, str]]":

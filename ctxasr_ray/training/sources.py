@@ -68,6 +68,8 @@ class SyntheticSpeech:
 
     def __post_init__(self) -> None:
         refuse_test(self.split, "the synthetic corpus")
+        if self.num_utterances < 1:
+            raise ValueError(f"num_utterances of split '{self.split}' is {self.num_utterances}; expected at least 1.")
         if self.num_seeds < 1 or self.num_utterances % self.num_seeds:
             raise ValueError(
                 f"num_seeds is {self.num_seeds}, num_utterances {self.num_utterances}; expected as many utterances of "

@@ -19,6 +19,7 @@ from ctxasr_ray.models.text_tokens import TextTokens
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.dev_errors import error_rates
 from ctxasr_ray.training.examples import TrainingExample, pad_targets
+from ctxasr_ray.training.left_out import refuse_nothing
 from ctxasr_ray.training.listener import Listener
 from ctxasr_ray.training.sources import SyntheticSpeech, TableSpeech
 from ctxasr_ray.training.trainable import Lora, save_lora, train_parts
@@ -117,6 +118,8 @@ class SpeechLlmTraining:
         self._train: tuple[Features, Encoded] = heard["train"]
         self._dev: tuple[Features, Encoded] = heard["dev"]
         self._examples, self.left_out = self._usable(self._train[0])
+        usable, unlike = self._usable(self._dev[0])
+        refuse_nothing(usable, f"utterance of {config.dev}", unlike, "give texts that the LLM can write")
         before, after = prompt.around()
         self._listener = Listener(parts, tokenizer, prompt, config.adapter.stack)
         stacked = [-(-self._num_states(self._train, e.index) // config.adapter.stack) for e in self._examples]
