@@ -68,6 +68,7 @@ def train(words: Sequence[str]) -> int:
     )
     from ctxasr_ray.training.loop import MODEL, RESULT, TrainingDivergedError, run
 
+    finished = (options.directory / RESULT).exists()
     try:
         if options.num_workers:
             train_on_ray(options)
@@ -76,6 +77,8 @@ def train(words: Sequence[str]) -> int:
     except TrainingDivergedError as error:
         print(f"ctxasr train: {error}", file=sys.stderr)
         return 1
+    if finished:
+        print(f"ctxasr train: the training in {options.directory} was finished before; nothing was trained.")
     result = json.loads((options.directory / RESULT).read_text("utf-8"))
     shown = ", ".join(f"{figure} {value:.4g}" for figure, value in result["figures"].items())
     print(f"{options.directory / MODEL}: {shown}; {result['num_examples']} examples, {in_words(result['left_out'])}")

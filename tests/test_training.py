@@ -351,6 +351,26 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "training.json").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_whose_text_has_changed_is_refused_and_an_equal_one_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "dev.txt"
+    text.write_text("one two\n")
+    task = small_lm().task
+    assert isinstance(task, LanguageModelTask)
+    config = small_lm(task=dataclasses.replace(task, dev=TextFile(path=str(text), split="dev")), num_steps=1)
+    run(config, tmp_path / "run")
+    text.write_text("one three\n")
+    with pytest.raises(ValueError, match=r"files that said other things \(different: dev\)"):
+        run(config, tmp_path / "run")
+    words = ["lm", "--directory", str(tmp_path / "lm"), "--num-steps", "1", "--task.train.num-sentences", "400"]
+    words += ["--task.train.num-seeds", "1", "--batch-size", "200", "--num-threads", "1"]
+    assert train_command.train(words) == 0
+    assert "finished before" not in capsys.readouterr().out
+    assert train_command.train(words) == 0
+    assert "was finished before; nothing was trained" in capsys.readouterr().out
+
+
 def test_a_directory_of_another_config_is_refused_by_name(tmp_path: Path) -> None:
     run(small_lm(num_steps=1), tmp_path)
     with pytest.raises(ValueError, match=r"another config \(different: num_steps, seed\)"):

@@ -24,12 +24,14 @@ from ctxasr_ray.training.config import Optimiser, Task, TrainingConfig
 from ctxasr_ray.training.left_out import in_words, refuse_nothing
 from ctxasr_ray.training.progress import bar
 from ctxasr_ray.training.publish import digests
+from ctxasr_ray.training.sources import Recordings, TableSpeech, TextFile, described
 from ctxasr_ray.training.update import TaskLoss, TrainingDivergedError, Update
 from ctxasr_ray.training.workers import Alone, Copies, Pieces, Workers
 
 __all__ = ["RESULT", "TrainingDivergedError", "run", "run_together"]
 
 CONFIG = "config.json"
+DATA = "data.json"
 LOG = "log.jsonl"
 RESULT = "training.json"
 MODEL = "model"
@@ -189,22 +191,28 @@ def _adamw(model: torch.nn.Module, settings: Optimiser) -> torch.optim.Optimizer
 
 
 def _claim(config: TrainingConfig, directory: Path) -> None:
-    """Writes the config, or finds that the directory belongs to an equal one."""
+    """Writes the config and what the files say that it names, or finds that the directory belongs to equal ones."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / CONFIG
-    mine = json.loads(json.dumps(identity(config)))
-    if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(mine, indent=2) + "\n", "utf-8")
-        temporary.replace(path)
-        return
-    theirs = json.loads(path.read_text("utf-8"))
-    if theirs != mine:
+    own = {f.name: getattr(config.task, f.name) for f in dataclasses.fields(config.task)}
+    files = {
+        name: described(part) for name, part in own.items() if isinstance(part, (TableSpeech, Recordings, TextFile))
+    }
+    for name, mine, what in (
+        (CONFIG, identity(config), "another config"),
+        (DATA, files, "files that said other things"),
+    ):
+        path, mine = directory / name, json.loads(json.dumps(mine))
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(mine, indent=2) + "\n", "utf-8")
+            temporary.replace(path)
+        theirs = json.loads(path.read_text("utf-8"))
         changed = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-        raise ValueError(
-            f"training '{config.name}': {directory} holds a run of another config (different: {', '.join(changed)}); "
-            "give a new directory, or the old settings to go on with that run."
-        )
+        if changed:
+            raise ValueError(
+                f"training '{config.name}': {directory} holds a run of {what} (different: {', '.join(changed)}); "
+                "give a new directory, or the old settings and files to go on with that run."
+            )
 
 
 def _finish(config: TrainingConfig, task: Task, directory: Path, seconds: float, figures: dict[str, float]) -> None:
