@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForCTC, Wav2Vec2Config, 
 
 from ctxasr_ray.models.checkpoint import ADAPTER, check_vocabulary, fingerprint, load_model, load_tokenizer, resolve
 from ctxasr_ray.models.ctc import CtcModel
+from ctxasr_ray.models.speech_units import load_quantiser
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,15 @@ def test_a_directory_that_is_no_model_is_refused(model: Path, tmp_path: Path) ->
         resolve(str(model), stem=ADAPTER)
     with pytest.raises(ValueError, match="a directory, which has no revision 'main'"):
         resolve(str(model), "main")
+
+
+def test_a_model_that_a_recipe_trains_is_missing_with_its_command() -> None:
+    with pytest.raises(ValueError, match=r"no such directory.*Run `ctxasr train speech_llm_adapter` first"):
+        resolve("runs/train/speech_llm_adapter/model")
+    with pytest.raises(ValueError, match=r"no quantiser at.*Run `ctxasr train speech_lm` first"):
+        load_quantiser("runs/train/speech_lm/model/units.safetensors")
+    with pytest.raises(ValueError, match=r"no such directory: \S*/elsewhere/in/model\.$"):
+        resolve("elsewhere/in/model")
 
 
 def test_code_in_a_checkpoint_is_never_run(model: Path) -> None:

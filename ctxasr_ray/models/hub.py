@@ -6,7 +6,15 @@ from typing import Final
 
 DOWNLOADED: Final = ("*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 """Weights, configs and tokenizers; neither pickles nor code."""
+_TRAINED: Final = re.compile(r"(?:^|/)runs/train/(\w+)/model(?:/|$)")
+"""Where `ctxasr train NAME` puts its model."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+def made_by(path: str) -> str:
+    """Says which training writes a path that is missing; nothing where it is no recipe's own place."""
+    found = _TRAINED.search(path)
+    return "" if found is None else f" Run `ctxasr train {found[1]}` first: it writes it."
 
 
 def snapshot(model: str, commit: str) -> Path:
@@ -35,7 +43,7 @@ def listing(model: str, revision: str | None) -> tuple[str, list[str]]:
 
     nothing = f"model '{model}' is neither a directory on this machine nor a hub id"
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ValueError(f"{nothing}; no such directory: {Path(model).absolute()}.")
+        raise ValueError(f"{nothing}; no such directory: {Path(model).absolute()}.{made_by(model)}")
     try:
         info = HfApi().model_info(model, revision=revision)
         return str(info.sha), [file.rfilename for file in info.siblings or []]

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model
+from ctxasr_ray.models.hub import made_by
 from ctxasr_ray.recordings import CUT_OR_RAISE, Limits
 
 FORMAT: Final = "ctxasr speech units 1"
@@ -215,7 +216,9 @@ def load_quantiser(path: str | Path) -> Quantiser:
         ValueError: no such file, no safetensors file, or not a quantiser's; names it.
     """
     if not Path(path).is_file():
-        raise ValueError(f"no quantiser at {path}; give the units.safetensors that lies beside a speech-text LM.")
+        raise ValueError(
+            f"no quantiser at {path}; give the units.safetensors that lies beside a speech-text LM.{made_by(str(path))}"
+        )
     try:
         with safe_open(str(path), "np") as file:
             header = file.metadata() or {}
