@@ -92,33 +92,42 @@ def noisy_manifest() -> Path:
     return path
 
 
-def seconds(store: Store, shards: Sequence[Shard], laid: Line, system: str) -> dict[str, float]:
-    """Busy seconds per second of audio on test, by what the step is for; an index, made once per list, is apart."""
+def seconds(store: Store, shards: Sequence[Shard], laid: Line, system: str, clock: str = "seconds") -> dict[str, float]:
+    """Busy seconds per second of audio on test, by what the step is for; an index, made once per list, is apart.
+
+    Args:
+        store: A finished run.
+        shards: Of its corpus.
+        laid: Its steps.
+        system: Whose steps count.
+        clock: Of the receipts: seconds, or cpu_seconds.
+    """
     spent: dict[str, float] = {}
     audio_s: dict[str, float] = {}
     for step in laid.above(system):
         receipts = [r for r in store.costs([step], shards) if r["split"] == "test"]
         part = PARTS.get(step.config.NAME, "rest")
-        spent[part] = spent.get(part, 0.0) + sum(
-            r["seconds"]["busy"] - r["seconds"].get("index", 0.0) for r in receipts
-        )
+        spent[part] = spent.get(part, 0.0) + sum(r[clock]["busy"] - r[clock].get("index", 0.0) for r in receipts)
         audio_s |= {r["shard"]: r["audio_s"] for r in receipts}
     return {part: busy / sum(audio_s.values()) for part, busy in spent.items()}
 
 
 def anew(system: str) -> float:
-    """Busy seconds per second of audio of a system of `study_list_sizes`, made from nothing in this process."""
+    """Processor seconds per second of audio of a system of `study_list_sizes`, made from nothing in this process."""
     whole = studies.study_list_sizes()
     branch = system.removesuffix("_rescored")
     experiment = replace(whole, executor="inline", branches={branch: whole.branches[branch]})
     with tempfile.TemporaryDirectory() as folder:
         store, shards = open_run(experiment, folder, None)
         pipeline.run(experiment, store, shards, system=system)
-        return sum(seconds(store, shards, line(experiment), system).values())
+        return sum(seconds(store, shards, line(experiment), system, "cpu_seconds").values())
 
 
 def growth(method: str) -> Iterator[Figure]:
-    """How much longer a method takes with 50,000 phrases than with 1,000: the median of A B B A over `ROUNDS`."""
+    """How much longer a method takes with 50,000 phrases than with 1,000: the median of A B B A over `ROUNDS`.
+
+    In processor seconds, since a longer list suffers more from neighbours, whose work is not its own.
+    """
     few, many = (system_of(method, size) for size in COMPARED)
     for system in (few, many):
         anew(system)  # loads what a process loads once

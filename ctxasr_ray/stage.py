@@ -84,6 +84,8 @@ class Costs:
 
     counters: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """The same of this process's processors, which neighbours do not lengthen; only of what is `timed`."""
     utterances: dict[str, dict[str, int]] = field(default_factory=dict)
     """Utterance -> counters of its own, where a stage has any."""
     named: dict[str, dict[str, None]] = field(default_factory=dict)
@@ -115,11 +117,12 @@ class Costs:
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the wall seconds of the block to `seconds[name]` (load, decode, search, llm, ...)."""
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + time.process_time() - cpu_start
 
 
 class Stage(Protocol):

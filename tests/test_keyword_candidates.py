@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctxasr_ray import schema
-from ctxasr_ray.candidates.keyword import (
-    KeywordCandidates,
-    KeywordCandidatesConfig,
-    Replacement,
-    best_together,
-    replaced,
-    replacements,
-)
+from ctxasr_ray.candidates.keyword import KeywordCandidates, KeywordCandidatesConfig
+from ctxasr_ray.candidates.replacements import Replacement, best_together, replaced, replacements
 from ctxasr_ray.keywords.catalogue import catalogue
 from ctxasr_ray.keywords.context import ContextConfig, ContextStage
 from ctxasr_ray.keywords.phonetic import distances, sound

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ctxasr_ray.keywords.context import COLUMNS
 from ctxasr_ray.metrics.counts import same_rows
+from ctxasr_ray.nbest import flatten
 from ctxasr_ray.schema import CONTEXT, conform
 from ctxasr_ray.stage import Costs, Resources, light
 
@@ -76,7 +77,9 @@ class History:
         for name, table in (("hypotheses", hypotheses), ("context", context)):
             same_rows(name, table, "utterances", utterances)
         rows = utterances.select(["utterance_id", "session_id", "recording_id", "start_s"]).to_pylist()
-        said = [row[0]["text"] if row else "" for row in hypotheses["hypotheses"].to_pylist()]
+        flat = flatten(hypotheses)
+        bounds = zip(flat.offsets[:-1], flat.offsets[1:], strict=True)
+        said = [flat.texts[first] if first < stop else "" for first, stop in bounds]
         sessions: dict[tuple[bool, str], list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
             if row["session_id"] is None and row["recording_id"] is None:

@@ -14,21 +14,19 @@ without any scorer its first text is the answer by sound alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from ctxasr_ray import text
+from ctxasr_ray.candidates.replacements import best_together, replaced, replacements
 from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.metrics.phrase_trie import PhraseTrie, find_phrases
-from ctxasr_ray.schema import HYPOTHESES, conform
+from ctxasr_ray.nbest import flatten
+from ctxasr_ray.schema import conform
 from ctxasr_ray.stage import Costs, Resources, light
-
-_WRITTEN: Final = 0.5
-"""Phones by which a phrase that is written already outweighs one that merely sounds like it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +39,7 @@ class KeywordCandidatesConfig(CatalogueOptions):
     """
 
     NAME: ClassVar[str] = "keyword_candidates"
-    STAGE_VERSION: ClassVar[int] = 2
+    STAGE_VERSION: ClassVar[int] = 3
     READS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "hypotheses": ("hypotheses", "error_type", "error"),
         "context": COLUMNS,
@@ -87,120 +85,6 @@ class KeywordCandidatesConfig(CatalogueOptions):
         return KeywordCandidates(self, self.phrases())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Replacement:
-    """A phrase in place of the words `start` to `stop` of a hypothesis."""
-
-    start: int
-    stop: int
-    phrase: str
-    """Raw; equal to the words where they are the phrase already."""
-    distance: float
-    evidence: float
-    """Phones of the phrase times what is left to the largest distance."""
-
-
-def replacements(
-    texts: Sequence[Sequence[str]],
-    phrases: Sequence[str],
-    *,
-    max_distance: float,
-    min_evidence: float,
-    max_words: int,
-    normaliser: str,
-    voice: str,
-) -> list[list[Replacement]]:
-    """Every span of each text that sounds like a phrase, near enough; a span of several texts is compared once.
-
-    Args:
-        texts: Raw words of each text.
-        phrases: Raw; those without a sound are passed over.
-        max_distance: Largest distance, included.
-        min_evidence: Least evidence of a replacement; a phrase that is written already needs none.
-        max_words: Words of the longest span.
-        normaliser: Under which a span is a phrase already.
-        voice: Of espeak-ng.
-    """
-    from ctxasr_ray.keywords.phonetic import distances, sound
-
-    heard = {word: sound(text.normalise(word, "basic"), voice) for words in texts for word in words}
-    spans = [
-        [
-            (i, j, " ".join(words[i:j]))
-            for i in range(len(words))
-            for j in range(i + 1, min(i + max_words, len(words)) + 1)
-        ]
-        for words in texts
-    ]
-    sounds = {
-        raw: "".join(heard[word] for word in words[i:j])
-        for words, row in zip(texts, spans, strict=True)
-        for i, j, raw in row
-    }
-    targets = [sound(text.normalise(phrase, "basic"), voice) for phrase in phrases]
-    normals = {text.normalise(phrase, normaliser): n for n, phrase in enumerate(phrases)}
-    distinct = list(dict.fromkeys(one for one in sounds.values() if one))
-    largest = [max_distance - min_evidence / max(len(target), 1) + 1e-9 for target in targets]
-    near: dict[str, list[tuple[int, float]]] = {one: [] for one in distinct}
-    if distinct and targets:
-        distance_SN = distances(distinct, targets, np.asarray(largest))
-        for s, n in zip(*(places.tolist() for places in np.nonzero(distance_SN <= max_distance)), strict=True):
-            if targets[n] and len(targets[n]) * (max_distance - float(distance_SN[s, n])) >= min_evidence:
-                near[distinct[s]].append((n, float(distance_SN[s, n])))
-
-    def of_span(raw: str) -> list[tuple[int, float]]:
-        """Phrases near a span; the one that it is already at distance 0."""
-        found = near.get(sounds[raw], [])
-        same = normals.get(text.normalise(raw, normaliser))
-        if same is None or not sounds[raw] or not targets[same]:
-            return found
-        return sorted([(same, -1.0), *(one for one in found if one[0] != same)])
-
-    of_raw = {raw: of_span(raw) for raw in sounds}
-    return [
-        [
-            Replacement(
-                start=i,
-                stop=j,
-                phrase=raw if distance < 0 else phrases[n],
-                distance=max(distance, 0.0),
-                evidence=len(targets[n]) * (max_distance - max(distance, 0.0)) + (_WRITTEN if distance < 0 else 0.0),
-            )
-            for i, j, raw in row
-            for n, distance in of_raw[raw]
-        ]
-        for row in spans
-    ]
-
-
-def best_together(found: Sequence[Replacement], num_words: int) -> list[Replacement]:
-    """The replacements that do not overlap and have the largest evidence together, left to right."""
-    by_stop: dict[int, list[Replacement]] = {}
-    for replacement in found:
-        by_stop.setdefault(replacement.stop, []).append(replacement)
-    best: list[tuple[float, tuple[Replacement, ...]]] = [(0.0, ())]
-    for stop in range(1, num_words + 1):
-        ways = [best[stop - 1]]
-        ways += [(best[r.start][0] + r.evidence, (*best[r.start][1], r)) for r in by_stop.get(stop, ())]
-        best.append(max(ways, key=lambda way: way[0]))
-    return list(best[-1][1])
-
-
-def replaced(words: Sequence[str], chosen: Sequence[Replacement]) -> str:
-    """The text with phrases in place of spans.
-
-    Args:
-        words: Raw words of the text.
-        chosen: Left to right, without overlaps.
-    """
-    parts: list[str] = []
-    at = 0
-    for replacement in chosen:
-        parts += [*words[at : replacement.start], replacement.phrase]
-        at = replacement.stop
-    return " ".join([*parts, *words[at:]])
-
-
 @dataclass(frozen=True, slots=True)
 class KeywordCandidates:
     """The built stage."""
@@ -221,36 +105,45 @@ class KeywordCandidates:
         """
         hypotheses, context = tables
         same_rows("context", context, "hypotheses", hypotheses)
-        rows = []
-        for row, known in zip(hypotheses.to_pylist(), row_phrases(context, self.catalogue), strict=True):
+        flat = flatten(hypotheses)
+        given = hypotheses.column("hypotheses").combine_chunks().flatten()
+        scores = given.field("scores").to_pylist()
+        made: list[_Listed] = []
+        offsets = [0]
+        for row, known in enumerate(row_phrases(context, self.catalogue)):
             phrases = known.texts(self.catalogue)
             costs.count("phrases_compared", len(phrases))
-            rows.append({**row, "hypotheses": self._with_candidates(row["hypotheses"], phrases, costs)})
-        return conform(pa.Table.from_pylist(rows, schema=HYPOTHESES), "hypotheses")
+            own = range(flat.offsets[row], flat.offsets[row + 1])
+            listed = [_Listed(flat.texts[place], scores[place], place) for place in own]
+            made += self._with_candidates(listed, phrases, costs)
+            offsets.append(len(made))
+        column = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _structs(given, made))
+        place = hypotheses.column_names.index("hypotheses")
+        return conform(hypotheses.set_column(place, "hypotheses", column), "hypotheses")
 
     def _with_candidates(
-        self, hypotheses: Sequence[dict[str, Any]], phrases: Sequence[str], costs: Costs
-    ) -> list[dict[str, Any]]:
+        self, hypotheses: Sequence["_Listed"], phrases: Sequence[str], costs: Costs
+    ) -> "list[_Listed]":
         config = self.config
-        originals: dict[str, dict[str, Any]] = {}
+        originals: dict[str, _Listed] = {}
         for hypothesis in hypotheses:
-            originals.setdefault(text.normalise(hypothesis["text"], config.normaliser), hypothesis)
-        ranked: list[dict[str, Any]] = []
+            originals.setdefault(text.normalise(hypothesis.text, config.normaliser), hypothesis)
+        ranked: list[_Listed] = []
         made: set[str] = set()
-        for candidate in self._texts([h["text"] for h in hypotheses[: config.num_hypotheses]], phrases):
+        for candidate in self._texts([h.text for h in hypotheses[: config.num_hypotheses]], phrases):
             normal = text.normalise(candidate, config.normaliser)
             if normal in originals:
                 ranked.append(originals[normal])
             elif normal not in made and len(made) < config.max_candidates:
                 made.add(normal)
-                ranked.append(_synthesised(candidate))
+                ranked.append(_Listed(candidate))
         costs.count("candidates", len(made))
         placed = {id(hypothesis) for hypothesis in ranked}
         unique = list({id(hypothesis): hypothesis for hypothesis in ranked}.values())
         unique += [hypothesis for hypothesis in hypotheses if id(hypothesis) not in placed]
         return self._scored(unique, phrases)
 
-    def _scored(self, hypotheses: Sequence[dict[str, Any]], phrases: Sequence[str]) -> list[dict[str, Any]]:
+    def _scored(self, hypotheses: Sequence["_Listed"], phrases: Sequence[str]) -> "list[_Listed]":
         """The same texts with the bonus as their only score, and their own scores as records."""
         from ctxasr_ray.keywords.phonetic import sound
 
@@ -259,14 +152,14 @@ class KeywordCandidates:
         trie = PhraseTrie(phrase for phrase in words if phrase)
         scored = []
         for hypothesis in hypotheses:
-            found = find_phrases(text.normalise(hypothesis["text"], normaliser).split(), [trie])
+            found = find_phrases(text.normalise(hypothesis.text, normaliser).split(), [trie])
             phones = sum(
                 times * len(sound(text.normalise(words[phrase], "basic"), self.config.voice))
                 for phrase, times in found.items()
             )
             bonus = {"source": self.config.source, "kind": "bonus", "log_prob": float(phones)}
-            records = [{**score, "kind": "search"} for score in hypothesis["scores"]]
-            scored.append({**hypothesis, "scores": [bonus, *records]})
+            records = [{**score, "kind": "search"} for score in hypothesis.scores]
+            scored.append(hypothesis._replace(scores=[bonus, *records]))
         return scored
 
     def _texts(self, raws: Sequence[str], phrases: Sequence[str]) -> list[str]:
@@ -297,9 +190,26 @@ class KeywordCandidates:
         return [candidate for _, candidate in order]
 
 
-def _synthesised(candidate: str) -> dict[str, Any]:
-    """A hypothesis that no recogniser has written."""
-    nothing = dict.fromkeys(
-        ("token_ids", "token_log_probs", "token_entropies", "token_start_s", "token_end_s", "token_words")
-    )
-    return {"text": candidate, **nothing, "scores": [], "search_score": None, "origin": "keyword"}
+class _Listed(NamedTuple):
+    """A text of the new list."""
+
+    text: str
+    scores: Sequence[dict[str, Any]] = ()
+    place: int | None = None
+    """Of the hypothesis that it is, among all that were given; None for one that no recogniser has written."""
+
+
+def _structs(given: pa.StructArray, made: Sequence[_Listed]) -> pa.StructArray:
+    """Hypotheses with new scores in a new order; what else they hold never becomes Python objects.
+
+    Args:
+        given: Every hypothesis of the table.
+        made: The new list of every row, one after the other.
+    """
+    taken = given.take(pa.array([listed.place for listed in made], pa.int64()))
+    fields = dict(zip(given.type.names, taken.flatten(), strict=True))
+    kind = {field.name: field.type for field in given.type}
+    fields["text"] = pa.array([listed.text for listed in made], kind["text"])
+    fields["scores"] = pa.array([list(listed.scores) for listed in made], kind["scores"])
+    fields["origin"] = fields["origin"].fill_null("keyword")
+    return pa.StructArray.from_arrays(list(fields.values()), fields=list(given.type))

@@ -20,6 +20,7 @@ from ctxasr_ray.keywords.catalogue import Catalogue, CatalogueOptions
 from ctxasr_ray.keywords.context import COLUMNS, Phrase, RowPhrases, columns, row_phrases
 from ctxasr_ray.metrics.counts import same_rows
 from ctxasr_ray.models import checkpoint
+from ctxasr_ray.nbest import flatten
 from ctxasr_ray.schema import CONTEXT, conform
 from ctxasr_ray.stage import Costs, Resources, runtime_field
 
@@ -117,10 +118,9 @@ class Shortlist:
         for table in (context, *heard):
             same_rows("context", table, "hypotheses", hypotheses)
         rows = row_phrases(context, self._catalogue)
-        texts = [
-            [hypothesis["text"] for hypothesis in row[: self._config.num_hypotheses]]
-            for row in hypotheses["hypotheses"].to_pylist()
-        ]
+        flat = flatten(hypotheses)
+        bounds = zip(flat.offsets[:-1], flat.offsets[1:], strict=True)
+        texts = [flat.texts[first : min(stop, first + self._config.num_hypotheses)] for first, stop in bounds]
         ways = {
             "exact": lambda: self._exact(rows, texts),
             "phonetic": lambda: self._phonetic(rows, texts, costs),

@@ -60,18 +60,19 @@ def build(step: Step) -> tuple[Stage, float]:
 
 
 def call(step: Step, stage: Stage, tables: Sequence[pa.Table], costs: Costs) -> pa.Table:
-    """Calls a stage and checks its contract; adds to `costs.seconds["busy"]`.
+    """Calls a stage and checks its contract; adds to `busy` of the costs' seconds: all but loading.
 
     Raises:
         ContractError: the table breaks its schema or has other rows than the first input.
     """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(max(1, int(step.config.resources.num_cpus)))
-    own_load = costs.seconds.get("load", 0.0)
-    start = time.perf_counter()
-    table = schema.conform(stage(*tables, costs=costs), step.config.WRITES)
-    busy = time.perf_counter() - start - (costs.seconds.get("load", 0.0) - own_load)
-    costs.seconds["busy"] = costs.seconds.get("busy", 0.0) + busy
+    clocks = (costs.seconds, costs.cpu_seconds)
+    loaded = [seconds.get("load", 0.0) for seconds in clocks]
+    with costs.timed("busy"):
+        table = schema.conform(stage(*tables, costs=costs), step.config.WRITES)
+    for seconds, before in zip(clocks, loaded, strict=True):
+        seconds["busy"] -= seconds.get("load", 0.0) - before
     if step.config.WRITES not in GATHERED and not table["utterance_id"].equals(ids := utterance_ids(tables)):
         raise ContractError(
             f"step '{step.name}' ({step.config.NAME}): got {table.num_rows} rows for {len(ids)} utterances, or "
@@ -94,6 +95,7 @@ def make_receipt(table: pa.Table, costs: Costs, load_s: float, attempt: int) -> 
         "failures": int(failures or 0),
         "attempt": attempt,
         "seconds": {"busy": 0.0, **seconds},
+        "cpu_seconds": {"busy": 0.0, **costs.cpu_seconds},
         "counters": dict(costs.counters),
         "utterances": _by_counter(table, costs.utterances),
         "named": {
