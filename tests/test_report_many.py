@@ -85,7 +85,7 @@ def test_the_overview_has_every_metric_in_the_reader_s_order_and_a_mark_beside_e
     rows = lines_of(made_showcase(6, 30).results.to_pylist())
     found = overview(tables.main_lines(rows))
     heads = [head["text"] for head in found["heads"]]
-    assert heads[:6] == ["split", "system", "WER %", "CER %", "B-WER %", "U-WER %"]
+    assert heads[:6] == ["split", "system", "WER %", "R-WER %", "CER %", "B-WER %"]
     assert heads[-1] == "RTF"
     first = found["rows"][0]["cells"]
     assert "<svg" in first[2]["mark"]
