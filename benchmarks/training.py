@@ -98,6 +98,9 @@ class MadeLists(CommittedLists):
         """Gives made lists."""
         return made_lists(), {}
 
+    def refuse_other_units(self, model: str) -> None:
+        """Made units mean no sounds, so they come from no other quantiser."""
+
 
 def mwer_step_cost() -> Figure:
     """A step of MWER against a step of cross entropy on the references of the same utterances."""
