@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.models.speech_lm import QUANTISER
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.sources import Recordings, SyntheticText, TextFile
-from ctxasr_ray.training.speech_sequences import SpeechSequences, Tokens, nats, weight, weighted_nats
+from ctxasr_ray.training.speech_sequences import SequenceTraining, SpeechSequences, Tokens, nats
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +46,7 @@ class AdaptationTask:
         return Adaptation(self, directory, num_processes)
 
 
-class Adaptation:
+class Adaptation(SequenceTraining):
     """The built task."""
 
     left_out: Mapping[str, str]
@@ -96,22 +95,6 @@ class Adaptation:
         self._dev = [sequence for name, sequence in examples["dev"] if name not in left_out]
         self.lengths = np.asarray([len(s) for s in self._sequences], np.int64)
 
-    def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
-        """Gives utterance ids and numbers of sentences."""
-        return [self._names[index] for index in indices.tolist()]
-
-    def batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> "dict[str, torch.Tensor]":
-        """Pads sequences to the longest."""
-        return self._written.collate([self._sequences[i] for i in indices])
-
-    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
-        """Gives the weight of all tokens that are predicted."""
-        return weight(batch)
-
-    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
-        """Gives the weighted mean negative log-probability per token."""
-        return weighted_nats(self.model, batch, counts)
-
     def evaluate(self) -> dict[str, float]:
         """Measures the perplexity per token of dev's speech alone, marks included."""
         total, tokens = 0.0, 0
@@ -121,10 +104,3 @@ class Adaptation:
             total += float(nats_BN[weights_BN > 0].sum())
             tokens += sum(len(row) - 1 for row in rows)
         return {"dev_unit_perplexity": math.exp(total / tokens)}
-
-    def publish(self, directory: Path) -> None:
-        """Writes the Hugging Face directory and the quantiser beside it."""
-        from ctxasr_ray.training.publish import publish
-
-        publish(self.model, directory, tokenizer=self._written.tokenizer)
-        self.quantiser.save(directory / QUANTISER)

@@ -5,15 +5,18 @@ Letters of shapes: B sequences, N tokens, V vocabulary.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ctxasr_ray.models.speech_lm import SpeechTokens
+from ctxasr_ray.models.speech_lm import QUANTISER, SpeechTokens
 
 if TYPE_CHECKING:
     import torch
+
+    from ctxasr_ray.models.speech_units import Quantiser
 
 Tokens = npt.NDArray[np.int32]
 Frames = npt.NDArray[np.int16]
@@ -92,6 +95,41 @@ class SpeechSequences:
     def _join(self, *parts: Sequence[int] | Tokens) -> Tokens:
         ids = np.concatenate([[self.tokenizer.bos_token_id], *parts, [self.tokenizer.eos_token_id]])
         return np.asarray(ids, np.int32)
+
+
+class SequenceTraining:
+    """A built task on written sequences: what does not depend on where they come from."""
+
+    model: Any
+    """A causal LM that knows units."""
+    quantiser: "Quantiser"
+    """Of these units."""
+    _written: "SpeechSequences"
+    _names: list[str]
+    _sequences: list[Tokens]
+
+    def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
+        """Gives utterance ids and numbers of sentences."""
+        return [self._names[index] for index in indices.tolist()]
+
+    def batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> "dict[str, torch.Tensor]":
+        """Pads sequences to the longest."""
+        return self._written.collate([self._sequences[i] for i in indices])
+
+    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
+        """Gives the weight of all tokens that are predicted."""
+        return weight(batch)
+
+    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
+        """Gives the weighted mean negative log-probability per token."""
+        return weighted_nats(self.model, batch, counts)
+
+    def publish(self, directory: Path) -> None:
+        """Writes the Hugging Face directory and the quantiser beside it."""
+        from ctxasr_ray.training.publish import publish
+
+        publish(self.model, directory, tokenizer=self._written.tokenizer)
+        self.quantiser.save(directory / QUANTISER)
 
 
 def weight(batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:

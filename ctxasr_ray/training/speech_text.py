@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ctxasr_ray.models import checkpoint
 from ctxasr_ray.stage import runtime_field
 from ctxasr_ray.training.sources import SyntheticSpeech, SyntheticText, TableSpeech, TextFile
-from ctxasr_ray.training.speech_sequences import SpeechSequences, Tokens, weight, weighted_nats, word_perplexity
+from ctxasr_ray.training.speech_sequences import SequenceTraining, SpeechSequences, Tokens, word_perplexity
 
 if TYPE_CHECKING:
-    import torch
-
     from ctxasr_ray.models.speech_units import Quantiser, SpeechEncoder
     from ctxasr_ray.training.features import Features
     from ctxasr_ray.training.heard import Heard
@@ -88,7 +85,7 @@ class SpeechTextTask:
         return SpeechText(self, directory, num_processes)
 
 
-class SpeechText:
+class SpeechText(SequenceTraining):
     """The built task."""
 
     left_out: Mapping[str, str]
@@ -163,22 +160,6 @@ class SpeechText:
                     sequence = self._written.alternating(units, text, heard.word_ends[place], rng)
                 yield f.name, train.names[place], sequence
 
-    def names(self, indices: npt.NDArray[np.int64]) -> list[str]:
-        """Gives utterance ids and numbers of sentences."""
-        return [self._names[index] for index in indices.tolist()]
-
-    def batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> "dict[str, torch.Tensor]":
-        """Pads sequences to the longest."""
-        return self._written.collate([self._sequences[i] for i in indices])
-
-    def counts(self, batch: "Mapping[str, torch.Tensor]") -> dict[str, float]:
-        """Gives the weight of all tokens that are predicted."""
-        return weight(batch)
-
-    def loss(self, batch: "Mapping[str, torch.Tensor]", counts: Mapping[str, float]) -> "torch.Tensor":
-        """Gives the weighted mean negative log-probability per token."""
-        return weighted_nats(self.model, batch, counts)
-
     def evaluate(self) -> dict[str, float]:
         """Measures the perplexity per word of dev texts alone and, but for the control, behind own and other speech."""
         units, texts = self._dev.units, self._dev_texts
@@ -191,14 +172,6 @@ class SpeechText:
             f"dev_word_perplexity_{k}": word_perplexity(self.model, self._written, own, texts)
             for k, own in rows.items()
         }
-
-    def publish(self, directory: Path) -> None:
-        """Writes the Hugging Face directory and the quantiser beside it."""
-        from ctxasr_ray.models.speech_lm import QUANTISER
-        from ctxasr_ray.training.publish import publish
-
-        publish(self.model, directory, tokenizer=self.tokenizer)
-        self.quantiser.save(directory / QUANTISER)
 
 
 def _encoder(config: SpeechTextTask) -> tuple["SpeechEncoder", Any]:
