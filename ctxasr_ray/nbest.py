@@ -3,6 +3,7 @@
 HYPOTHESES and SCORES tables in; flat texts, offsets and score matrices out, and the way back.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,6 +113,10 @@ class FlatNBest:
     def rows(self) -> npt.NDArray[np.int64]:
         """(H,) index of the utterance that owns each hypothesis."""
         return np.repeat(np.arange(len(self.utterance_ids)), np.diff(self.offsets))
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """(U,) first hypothesis of each utterance, and the one behind its last."""
+        return list(itertools.pairwise(self.offsets.tolist()))
 
 
 def flatten(hypotheses: pa.Table) -> FlatNBest:

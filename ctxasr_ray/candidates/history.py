@@ -78,8 +78,7 @@ class History:
             same_rows(name, table, "utterances", utterances)
         rows = utterances.select(["utterance_id", "session_id", "recording_id", "start_s"]).to_pylist()
         flat = flatten(hypotheses)
-        bounds = zip(flat.offsets[:-1], flat.offsets[1:], strict=True)
-        said = [flat.texts[first] if first < stop else "" for first, stop in bounds]
+        said = [flat.texts[first] if first < stop else "" for first, stop in flat.bounds()]
         sessions: dict[tuple[bool, str], list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
             if row["session_id"] is None and row["recording_id"] is None:

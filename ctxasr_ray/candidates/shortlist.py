@@ -119,8 +119,7 @@ class Shortlist:
             same_rows("context", table, "hypotheses", hypotheses)
         rows = row_phrases(context, self._catalogue)
         flat = flatten(hypotheses)
-        bounds = zip(flat.offsets[:-1], flat.offsets[1:], strict=True)
-        texts = [flat.texts[first : min(stop, first + self._config.num_hypotheses)] for first, stop in bounds]
+        texts = [flat.texts[first : min(stop, first + self._config.num_hypotheses)] for first, stop in flat.bounds()]
         ways = {
             "exact": lambda: self._exact(rows, texts),
             "phonetic": lambda: self._phonetic(rows, texts, costs),

@@ -108,7 +108,7 @@ class CompositionalOracleConfig:
         with costs.timed("align"):
             lines = [
                 slots(heard[start:end].strings()) if ok else []
-                for start, end, ok in zip(flat.offsets[:-1], flat.offsets[1:], counted, strict=True)
+                for (start, end), ok in zip(flat.bounds(), counted, strict=True)
             ]
             counts = _counts(references, lines)
         costs.count("pairs_aligned", len(flat.texts))

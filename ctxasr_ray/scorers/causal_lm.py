@@ -137,7 +137,7 @@ class CausalLmScorer:
         flat = flatten(hypotheses)
         with costs.timed("tokenise"):
             ids = self.tokens.encode(flat.texts)
-        bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
+        bounds = flat.bounds()
         costs.count("unknown_tokens", sum(self.tokens.num_unknown(i) for i in ids))
         with costs.timed("llm"):
             scores = self.lm.score([ScoreRequest(self.tokens.prefix, ids[a:b]) for a, b in bounds], costs)

@@ -74,7 +74,7 @@ class CtcScorer:
         """
         utterances, hypotheses = tables
         flat = flatten(hypotheses)
-        bounds = list(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True))
+        bounds = flat.bounds()
         texts = [flat.texts[slice(*own)] for own in bounds]
         rows = [self._unscored(own, None) for own in texts]
         errors: list[tuple[str, str] | None] = [None] * len(rows)

@@ -141,7 +141,7 @@ class SpeechLmScorer:
             ids = self.tokens.encode(flat.texts)
         heard = units.to_pylist()
         rows, errors = [], []
-        for row, (start, stop) in enumerate(zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True)):
+        for row, (start, stop) in enumerate(flat.bounds()):
             error_type, message = heard[row]["error_type"], heard[row]["error"]
             if error_type is None:
                 with costs.timed("llm"):

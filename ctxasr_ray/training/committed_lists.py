@@ -79,8 +79,7 @@ class CommittedLists:
         flat, own_H = flatten(hypotheses), _own_scores(hypotheses)
         kept: list[ListExample] = []
         left_out: dict[str, str] = {}
-        bounds = zip(flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True)
-        for name, (start, stop) in zip(flat.utterance_ids, bounds, strict=True):
+        for name, (start, stop) in zip(flat.utterance_ids, flat.bounds(), strict=True):
             size = min(stop - start, self.num_hypotheses)
             place = slice(start, start + size)
             words = next(c for c in counts[name] if (c["unit"], c["word_class"]) == ("word", "all"))
