@@ -16,7 +16,7 @@ import torch
 from ctxasr_ray.models import speech_llm
 from ctxasr_ray.models.causal_lm import CausalLm
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model, load_tokenizer
-from ctxasr_ray.models.int8_linear import INT8
+from ctxasr_ray.models.dtypes import INT8
 from ctxasr_ray.models.list_trees import ScoreRequest
 from ctxasr_ray.models.speech_prompt import SPEECH
 from ctxasr_ray.models.text_tokens import TextTokens

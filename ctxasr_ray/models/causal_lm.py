@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ctxasr_ray.models.checkpoint import Checkpoint, load_model
-from ctxasr_ray.models.int8_linear import INT8, floating, round_weights
+from ctxasr_ray.models.dtypes import INT8, floating
 from ctxasr_ray.models.list_trees import ListTree, ScoreRequest, SequenceScores, list_trees
 from ctxasr_ray.models.lm_head import LOGITS_LIMIT_BYTES, LmHead
 from ctxasr_ray.models.tree_forward import Block, TreeForward
@@ -249,7 +249,11 @@ def load_causal_lm(
             raise ValueError(f"adapter '{adapter.name}' does not fit model '{checkpoint.name}': {error}") from error
     if device_map is None:
         model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    return CausalLm(round_weights(model) if dtype == INT8 else model, **options)
+    if dtype == INT8:
+        from ctxasr_ray.models.int8_linear import round_weights  # with numba
+
+        model = round_weights(model)
+    return CausalLm(model, **options)
 
 
 def _first_id(ids: int | Sequence[int] | None) -> int | None:

@@ -21,8 +21,6 @@ from torch import nn
 
 from ctxasr_ray.models.cpu_linear import linear
 
-INT8: Final = "int8"
-"""The dtype of configs that asks for this."""
 FEW_ROWS: Final = 8
 """Up to here the loop is faster than writing the weights out."""
 BLOCK_BYTES: Final = 2**20
@@ -30,11 +28,6 @@ BLOCK_BYTES: Final = 2**20
 
 Floats = npt.NDArray[np.float32]
 Int8s = npt.NDArray[np.int8]
-
-
-def floating(dtype: str) -> str:
-    """The type of torch that a model of this dtype is loaded and computes in."""
-    return "float32" if dtype == INT8 else dtype
 
 
 class Int8Linear(nn.Module):

@@ -213,7 +213,7 @@ def load(model: Checkpoint, *, dtype: str = "float32", device: str = "cpu", prom
     import torch
 
     from ctxasr_ray.models.causal_lm import load_causal_lm
-    from ctxasr_ray.models.int8_linear import floating
+    from ctxasr_ray.models.dtypes import floating
 
     parts = read_parts(model)
     source = checkpoint.resolve(parts.llm)
